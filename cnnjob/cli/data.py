@@ -211,16 +211,21 @@ def _job_name(dataset: "Dataset") -> str:
     It is the dataset's name, or the path of its file if the name would not select this dataset. The path selects the
     dataset's built-in job.
     """
+    from cnnjob.data.prepare.prepare import KNOWN
     from cnnjob.jobs.job import Job, list_jobs
 
-    name = dataset.path.stem
-    if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5":
-        return str(dataset.path)
+    name, path = dataset.path.stem, str(dataset.path)
+    path = f"./{path}" if path.startswith("-") else path  # not an option
+    if dataset.path.parent != DATA_FOLDER or dataset.path.suffix != ".h5" or name.startswith("-"):
+        return path
+    # The job for a published dataset does not fit a user's images with the same name.
+    if any(entry.name == name and entry.shapes != dataset.shapes for entry in KNOWN):
+        return path
     # A user's job with this name may use another dataset.
     try:
-        return name if name not in list_jobs() or Job.load(name).dataset == name else str(dataset.path)
+        return name if name not in list_jobs() or Job.load(name).dataset == name else path
     except JobError:  # the job file is not valid
-        return str(dataset.path)
+        return path
 
 
 def _print_dataset(dataset: "Dataset") -> None:
@@ -425,11 +430,11 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
     """Return a job's dataset and True or, if it has not been prepared, the catalogue's description of it and False."""
-    from cnnjob.data.dataset import Dataset
+    from cnnjob.data.dataset import SUFFIXES, Dataset
     from cnnjob.data.prepare.prepare import KNOWN
 
     path = data / f"{job.dataset}.h5"
-    if path.exists() or Path(job.dataset).suffix in {".h5", ".hdf5"}:
+    if path.exists() or Path(job.dataset).suffix in SUFFIXES:
         return Dataset.find(job.dataset, data), True
     for entry in KNOWN:
         if entry.name == job.dataset:

@@ -30,6 +30,8 @@ FORMAT = 2
 CHUNKED_FORMAT = 1
 """Older version of the file layout, which can still be read; arrays are stored in chunks, each with a checksum."""
 SPLITS = ("train", "val", "test")
+SUFFIXES = (".h5", ".hdf5")
+"""Suffixes of a prepared file; a name without one of them is that of a dataset in the data folder."""
 ARRAYS = ("images", "labels")
 TRAINING_IMAGES = "train/images"
 SEAL = "sha256"
@@ -118,7 +120,7 @@ class Dataset:
             DataError: the dataset is missing or damaged.
         """
         named = Path(name)
-        return cls.open(named if named.suffix in {".h5", ".hdf5"} else folder / f"{name}.h5")
+        return cls.open(named if named.suffix in SUFFIXES else folder / f"{name}.h5")
 
     @property
     def digest(self) -> str:

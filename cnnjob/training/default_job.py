@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjob.data.dataset import Dataset
+from cnnjob.data.dataset import SUFFIXES, Dataset
 from cnnjob.errors import JobError, closest_name
 from cnnjob.jobs.job import Job, list_jobs
 from cnnjob.training.split import count_validation_images
@@ -57,7 +57,7 @@ class DefaultJobs:
             JobError: there is no such dataset, but there is one with a similar name.
             DataError: the dataset is damaged.
         """
-        path = Path(name) if Path(name).suffix in {".h5", ".hdf5"} else self.data / f"{name}.h5"
+        path = Path(name) if Path(name).suffix in SUFFIXES else self.data / f"{name}.h5"
         if path.exists():
             return default_job(Dataset.open(path), name)
         prepared = {path.stem for path in self.data.glob("*.h5")}
@@ -81,8 +81,9 @@ def default_job(dataset: Dataset, name: str) -> dict[str, Any]:
     epochs = min(max(_STEPS // (n_training // batch_size), _EPOCHS[0]), _EPOCHS[1])
     # With one image per class, none can be set aside for validation, so the best epoch cannot be chosen.
     is_validated = has_val or n_validation > 0
+    stem = Path(name).stem if Path(name).suffix in SUFFIXES else name  # a dataset may be called v1.0
     content: dict[str, Any] = {
-        "name": re.sub(r"[^\w .+-]", "_", Path(name).stem.lstrip(" .+-"))[:100] or "job",
+        "name": re.sub(r"[^\w .+-]", "_", stem.lstrip(" .+-"))[:100] or "job",
         "dataset": name,
         "data": {"validation_fraction": 0.0} if not is_validated else {},
         "model": {"blocks": list(_blocks(*dataset.image_shape[:2]))},

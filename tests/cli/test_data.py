@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 from cnnjob.cli import data
 from cnnjob.cli.main import app
+from cnnjob.jobs.job import Job
+from cnnjob.training.default_job import DefaultJobs
 from tests.helpers.image_sources import write_images
 
 
@@ -40,7 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "paper.pdf",
             2,
-            "cnnjob: paper.pdf: already exists but is not a cnnjob dataset (found a file that is not a dataset)",
+            "cnnjob: paper.pdf: the name of a prepared file must end in .h5 (found 'paper.pdf')",
         ),
         ("paper.pdf/x.h5", 3, "cnnjob: paper.pdf/x.h5: cannot be written ("),
     ],
@@ -52,7 +54,8 @@ def test_an_out_that_cannot_be(here: Path, out: str, code: int, message: str) ->
     assert refused.stderr.startswith(message)
     assert refused.stderr.count("\n") == 1
     assert [path.read_text() for path in here.iterdir()] == ["%PDF"]
-    assert cnnjob("prepare", "digits", "--out", "paper.pdf", "--force").exit_code == 0
+    assert cnnjob("prepare", "digits", "--out", "paper.pdf", "--force").exit_code == 2
+    assert [path.read_text() for path in here.iterdir()] == ["%PDF"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -252,3 +255,17 @@ def test_a_dataset_of_one_class_is_no_training(here: Path) -> None:
     assert prepared.exit_code == 0
     assert "There is only one class, so there is nothing to learn" in prepared.stderr
     assert "To train on it" not in prepared.stdout
+
+
+def test_the_next_command_trains_the_users_images(here: Path) -> None:
+    """A user's folder may have the name of a published dataset, begin with a hyphen, or contain a dot."""
+    for seed, name in enumerate(("mnist", "-photos", "v1.0", "v1.1")):
+        for label in "xy":
+            write_images(here / name / label, 4, seed=100 * seed + ord(label))
+        done = cnnjob("prepare", f"./{name}", "--test-fraction", "0.5")
+        command = done.stdout.splitlines()[-1].split()
+        assert command[:2] == ["cnnjob", "train"]
+        assert Job.load(command[2], default=DefaultJobs(Path("data"))).dataset == command[2]
+    for name in ("v1.0", "v1.1"):
+        assert cnnjob("new", name).stdout.startswith(f"jobs/{name}.toml: written")
+        assert cnnjob("show", name).exit_code == 0

@@ -165,8 +165,13 @@ def test_channels_may_come_first(tmp_path: Path, order: str) -> None:
         ({"x_train": TRAIN, "y_train": np.eye(12)}, "labels are not one integer per image .found float64"),
         ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found the shape"),
         ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays contain train images"),
-        ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "not readable as an array .it is pickled"),
+        ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "an array of Python objects"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[:, :4], "y_test": TEST_LABELS}, "different shapes"),
+        ({"x_train": np.asfortranarray(TRAIN), "y_train": TRAIN_LABELS}, "in Fortran order.*ascontiguousarray"),
+        (
+            {"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[..., None].repeat(3, 3), "y_test": TEST_LABELS},
+            "differ in their number of channels",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -240,7 +245,7 @@ def test_svhn(tmp_path: Path, *, compressed: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.mat", b"MATLAB 7.3", "a MATLAB file. For SVHN, specify the folder with train_32x32.mat"),
+        ("a.mat", b"MATLAB 7.3", "a MATLAB file. Save its arrays with numpy.savez; or for SVHN, specify the folder"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file from another program"),
         ("train-images-idx3-ubyte", idx(TRAIN), "a single IDX file"),
         ("a.txt", b"hello", "not a folder, an archive or arrays .found b'hello'"),

@@ -1,11 +1,16 @@
 """Archives of images are read in place, as the folder that they hold, or refused with what to do."""
 
 import io
+import re
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.prepare import Prepared, prepare
@@ -93,6 +98,102 @@ def test_a_member_outside_the_archive_is_refused(tmp_path: Path, name: str) -> N
     path = write_zip(tmp_path / "a.zip", {name: b"x"})
     with pytest.raises(DataError, match=r"the path of a member points outside the archive .*Create the archive again"):
         prepared(path, test_fraction=0.5)
+
+
+CLASSES = ("Äpfel", "苹果")
+
+
+def zip_of_classes(path: Path, encoding: str, *, flag: int = 0, separator: str = "/", extra: bool = False) -> Path:
+    """A zip archive as other programs write it: names as bytes of an encoding, marked as UTF-8 only by ``flag``."""
+    image = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(image, "PNG")
+    content, entries, directory = image.getvalue(), b"", b""
+    for split in ("train", "test"):
+        for number, label in enumerate(CLASSES):
+            text = separator.join((split, label, f"{number}.png"))
+            name = text.encode(encoding, "replace")
+            field = struct.pack("<BL", 1, zlib.crc32(name)) + text.encode()
+            more = struct.pack("<HH", 0x7075, len(field)) + field if extra else b""
+            sizes = struct.pack("<3L2H", zlib.crc32(content), len(content), len(content), len(name), len(more))
+            common = struct.pack("<5H", 20, flag, 0, 0, 33) + sizes
+            directory += b"PK\x01\x02\x14\0" + common + struct.pack("<3H2L", 0, 0, 0, 0, len(entries)) + name + more
+            entries += b"PK\x03\x04" + common + name + more + content
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 4, 4, len(directory), len(entries), 0)
+    path.write_bytes(entries + directory + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [
+        ("utf-8", {"flag": 1 << 11}),
+        ("utf-8", {}),
+        ("utf-8", {"separator": "\\"}),
+        ("ascii", {"extra": True}),
+    ],
+)
+def test_class_names_of_a_zip_are_what_its_author_wrote(tmp_path: Path, encoding: str, options: Any) -> None:
+    done = prepared(zip_of_classes(tmp_path / "a.zip", encoding, **options))
+    assert done.dataset.class_names == CLASSES
+    assert not any("encoding" in warning for warning in done.warnings)
+
+
+def test_names_in_an_unknown_encoding_are_reported(tmp_path: Path) -> None:
+    done = prepared(zip_of_classes(tmp_path / "a.zip", "gb18030"))
+    (warning,) = [warning for warning in done.warnings if "encoding" in warning]
+    assert "a.zip: names in an unknown encoding were read as code page 437 (found 'train/" in warning
+
+
+def test_dots_and_double_slashes_in_member_names_are_dropped(tmp_path: Path, folder: Path) -> None:
+    expected = prepare("folder", tmp_path / "folder.h5", source=folder).dataset
+    files = {f"./photos//{file.relative_to(folder)}": file.read_bytes() for file in folder.rglob("*.png")}
+    assert prepared(write_zip(tmp_path / "photos.zip", files)).dataset.array_sha256 == expected.array_sha256
+
+
+def test_a_tar_of_the_oldest_format_is_recognised(tmp_path: Path, folder: Path) -> None:
+    expected = prepare("folder", tmp_path / "folder.h5", source=folder).dataset
+    content = bytearray(pack(folder, tmp_path / "photos.tar", "w").read_bytes())
+    position = 0
+    while content[position]:
+        head = content[position : position + 512]
+        size = int(head[124:135], 8)
+        head[257:] = bytes(255)  # this format has no magic, owner or prefix
+        head[148:156] = b" " * 8
+        head[148:156] = f"{sum(head):06o}\0 ".encode()
+        content[position : position + 512] = head
+        position += 512 + size + -size % 512
+    (tmp_path / "photos.tar").write_bytes(content)
+    assert prepared(tmp_path / "photos.tar").dataset.array_sha256 == expected.array_sha256
+
+
+def test_an_encrypted_zip_is_refused_once(tmp_path: Path) -> None:
+    path = zip_of_classes(tmp_path / "a.zip", "utf-8", flag=1)
+    with pytest.raises(
+        DataError, match=r"^\S+a\.zip: encrypted \(found 4 such members, e\.g\. .*Unpack it with its pass"
+    ):
+        prepared(path)
+
+
+@pytest.mark.parametrize("inner", ["train.zip", "photos.7z", "x_train.npy", "mnist_train.csv"])
+def test_archives_of_archives_and_arrays_are_named(tmp_path: Path, inner: str) -> None:
+    path = write_zip(tmp_path / "a.zip", {f"data/{inner}": b"x", "data/readme.md": b"x"})
+    with pytest.raises(DataError, match=rf"a\.zip: no images, only other files \(found data/{inner}\)\. Unpack"):
+        prepared(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"Rar!\x1a\x07\x00", "a RAR archive, which is not supported. Unpack it with unrar"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not supported. Unpack it with 7z x"),
+        (b"\x28\xb5\x2f\xfd", "compressed with Zstandard, which is not supported. Decompress it with unzstd"),
+        (b"PAR1", "a Parquet file, which is not supported. Read it in Python"),
+    ],
+)
+def test_other_archives_are_refused_by_name(tmp_path: Path, start: bytes, message: str) -> None:
+    (tmp_path / "photos.bin").write_bytes(start + bytes(2000))
+    with pytest.raises(DataError, match=re.escape(f"photos.bin: {message}")):
+        prepared(tmp_path / "photos.bin")
 
 
 def test_damaged_archives_are_refused(tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from cnnjob.data.images import read_picture
 from cnnjob.data.prepare.folders.layout import split_of_name
 from cnnjob.data.prepare.prepare import Prepared, prepare
 from cnnjob.errors import DataError, JobError
-from tests.helpers.image_sources import encoded, random_bytes
+from tests.helpers.image_sources import encoded, random_bytes, write_images
 
 SIDE = 4
 
@@ -396,7 +396,7 @@ def test_classes_that_differ_only_in_capitals_are_named(tmp_path: Path) -> None:
     done = prepared(root)
     assert done.dataset.class_names == ("ANGER", "anger", "joy")
     (warning,) = done.warnings
-    assert warning.endswith("some class names differ only in case or spaces (found 'ANGER' and 'anger')")
+    assert warning.endswith("some class names differ only in case, spaces or leading zeros (found 'ANGER' and 'anger')")
 
 
 @pytest.mark.parametrize(
@@ -463,3 +463,70 @@ def test_a_column_called_label_is_preferred(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(f"path,y,label\n{rows}")
     done = prepared(root, labels=tmp_path / "labels.csv", test_fraction=0.25)
     assert done.dataset.class_names == ("cat", "dog")
+
+
+def test_a_folder_that_may_hold_the_test_images_is_named(tmp_path: Path) -> None:
+    for label in "xy":
+        write_images(tmp_path / "photos" / "train" / label, 4, seed=ord(label))
+        write_images(tmp_path / "photos" / "my_test" / label, 2, seed=2 * ord(label))
+    with pytest.raises(
+        JobError, match=r"Nothing is read from my_test/\. If these are the test images, rename the folder"
+    ):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos")
+
+
+def test_images_with_masks_are_not_two_classes(tmp_path: Path) -> None:
+    for label in ("images", "masks"):
+        write_images(tmp_path / "photos" / label, 4)
+    with pytest.raises(DataError, match=r"not like classes \(found images, masks\)\. Specify a table .*--labels FILE"):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
+
+
+def test_classes_that_differ_only_in_leading_zeros_are_named(tmp_path: Path) -> None:
+    for number, label in enumerate(("01", "1", "2")):
+        write_images(tmp_path / "photos" / label, 4, seed=number * 10)
+    done = prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
+    assert done.warnings[0].endswith("or leading zeros (found '01' and '1')")
+
+
+def test_copies_in_another_class_are_named_where_too_few_images_are_left(tmp_path: Path) -> None:
+    for label in "xyz":
+        write_images(tmp_path / "photos" / label, 1, seed=5)
+    write_images(tmp_path / "photos" / "x", 4, seed=5)
+    message = (
+        r"y: too few images to split off test images \(found 1, 1 of them distinct and 1 of them also in other "
+        r"classes, e\.g\. y/0000\.png = x/0000\.png\)"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 2)
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match=r"labels\.csv: no labels \(found only a header\)\. Add a row for each image"):
+        prepare(
+            "folder", tmp_path / "out.h5", source=tmp_path / "photos", labels=tmp_path / "labels.csv", test_fraction=0.5
+        )
+
+
+def test_suggested_commands_repeat_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in "xy":
+        write_images(tmp_path / "-photos" / label, 4, seed=ord(label))
+    with pytest.raises(JobError) as refused:
+        prepare("folder", Path("data/-photos.h5"), source="-photos", sha256="0" * 64, force=True, verify=True)
+    command = f"cnnjob prepare ./-photos --test-fraction 0.2 --sha256 {'0' * 64} --force --verify"
+    assert str(refused.value).splitlines()[1].strip() == command
+    created = prepare("folder", Path("data/x.h5"), source="-photos", size=(4, 4), fit="pad", background=(255, 0, 0),
+                      test_fraction=0.5)  # fmt: skip
+    with pytest.raises(JobError, match=r"--size 4x4 --fit pad --background #ff0000 --test-fraction 0\.5"):
+        prepare("folder", created.dataset.path, source="-photos", size=(4, 4), fit="pad", test_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("photos", "https://a.org/b/c%20d.zip?e"), ("https://a.org/b/c.zip", None)]
+)
+def test_a_users_images_are_not_downloaded(tmp_path: Path, name: str, source: str | None) -> None:
+    with pytest.raises(JobError, match=r"only published datasets are downloaded[^$]*curl -L -o [^$]*cnnjob prepare"):
+        prepare(name, tmp_path / "out.h5", source=source)

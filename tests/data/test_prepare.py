@@ -176,14 +176,22 @@ def test_another_dataset_is_not_overwritten(tmp_path: Path, out: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["thesis.pdf", "thesis.h5"])
-def test_a_file_that_is_no_dataset_is_not_overwritten(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"%PDF-1.7")
+def test_a_file_that_is_no_dataset_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.h5").write_bytes(b"%PDF-1.7")
     refused(
         write_mnist(tmp_path / "source"),
-        tmp_path / name,
+        tmp_path / "thesis.h5",
         r"but is not a cnnjob dataset \(.*\)\. Choose another --out$",
     )
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_name_without_the_suffix_of_a_dataset_is_refused(tmp_path: Path, *, force: bool) -> None:
+    (tmp_path / "thesis.pdf").write_bytes(b"%PDF-1.7")
+    for name in ("thesis.pdf", "photos"):
+        with pytest.raises(JobError, match=rf"{name}: the name of a prepared file must end in \.h5 \(found '{name}'\)"):
+            pack_mnist(write_mnist(tmp_path / "source"), tmp_path / name, force=force)
+    assert (tmp_path / "thesis.pdf").read_bytes() == b"%PDF-1.7"
 
 
 def test_the_hdf5_file_of_another_program_is_not_overwritten(tmp_path: Path) -> None:

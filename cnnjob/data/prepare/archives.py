@@ -28,7 +28,8 @@ _MOST_HEADERS = 10_000
 _MOST_IMAGES = 20_000_000  # maximum number of headers if each image has a pax header and a member header
 _MOST_HEADER_BYTES = 64 << 10
 _MOST_DECODER_BYTES = 100 << 20  # `xz -9` takes 65 MB
-_BLOCK = 512
+TAR_BLOCK_BYTES = 512
+"""Size of a tar header, and of the units in which members are stored."""
 _READ_BYTES = 1 << 20
 _DAMAGED = (EOFError, OSError, OverflowError, ValueError, lzma.LZMAError, zlib.error)
 _CHECKSUM = slice(148, 156)
@@ -137,6 +138,14 @@ def decompressed_file(archive: Path) -> BinaryIO:
     return temporary
 
 
+def is_tar_header(block: bytes) -> bool:
+    """Return whether a file's first 512 bytes are a tar header; the oldest format has only a checksum to tell by."""
+    try:
+        return bool(_parsed(block).name)
+    except _DAMAGED:
+        return False
+
+
 def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
     """Yield the files, folders and links in a decompressed tar archive.
 
@@ -160,14 +169,14 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
             _require_within(position + member.size, size)
             if kind := "file" if member.is_file else _KINDS.get(member.kind):
                 yield member.name, kind, position, member.size
-            file.seek(position + member.size + -member.size % _BLOCK)
+            file.seek(position + member.size + -member.size % TAR_BLOCK_BYTES)
     except _DAMAGED as error:
         raise DataError(f"{archive}: damaged, or not a tar archive ({error}). Copy or download it again") from error
 
 
 def _require_end(file: BinaryIO, size: int) -> None:
-    file.seek(max(0, size - _BLOCK))
-    if file.read(_BLOCK).strip(b"\0"):
+    file.seek(max(0, size - TAR_BLOCK_BYTES))
+    if file.read(TAR_BLOCK_BYTES).strip(b"\0"):
         raise EOFError("the end of the archive is missing")
     file.seek(0)
 
@@ -193,7 +202,7 @@ class _Unpacked:
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """Yield ``size`` bytes in pieces, and skip the padding of the last 512-byte block."""
-        filled = size + -size % _BLOCK
+        filled = size + -size % TAR_BLOCK_BYTES
         for start in range(0, filled, _READ_BYTES):
             piece = self.read(min(_READ_BYTES, filled - start))
             if len(piece) < min(_READ_BYTES, filled - start):
@@ -237,7 +246,7 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
     """Yield the members; the caller must read or skip a member's content before requesting the next member."""
     extended: dict[str, str] = {}
     for _ in range(most):
-        head = unpacked.read(_BLOCK)
+        head = unpacked.read(TAR_BLOCK_BYTES)
         if not head.strip(b"\0"):  # the archive ends with a block of zeros, or at the end of the file
             unpacked.drain()
             return
@@ -257,7 +266,7 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
 
 def _parsed(head: bytes) -> _Member:
     """Parse a 512-byte header block."""
-    if len(head) < _BLOCK:
+    if len(head) < TAR_BLOCK_BYTES:
         raise EOFError("it ends within a header")
     # The checksum is the sum of the block's bytes, with the checksum field itself counted as eight spaces.
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]

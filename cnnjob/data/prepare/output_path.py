@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cnnjob.data.dataset import Dataset, is_damaged
+from cnnjob.data.dataset import SUFFIXES, Dataset, is_damaged
+from cnnjob.data.prepare.folders.options import typed_colour
 from cnnjob.errors import DataError, JobError
 from cnnjob.files import open_regular
 
@@ -82,7 +83,7 @@ def require_writable(out: Path) -> None:
 
     Raises:
         DataError: the parent folder cannot be created or written to.
-        JobError: the path is a folder or a special file, or is nested too deeply.
+        JobError: the path is a folder or a special file, has no suffix ``.h5``, or is nested too deeply.
     """
     try:
         _require_writable(out, target_of(out))
@@ -97,6 +98,11 @@ def _require_writable(out: Path, target: Path) -> None:
         raise JobError(f"{out}: not a file (found a folder). Specify a file in it, such as --out {out / 'NAME.h5'}")
     if os.path.lexists(target) and not target.is_file():
         raise JobError(f"{out}: not a regular file (found a device, a pipe or a link loop). Choose another --out")
+    if out.suffix not in SUFFIXES:
+        raise JobError(
+            f"{out}: the name of a prepared file must end in .h5 (found {out.name!r}), by which other commands "
+            "recognise it. Choose another --out"
+        )
     # The nearest existing folder; missing folders will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
@@ -162,7 +168,9 @@ def _is_hdf5(path: Path) -> bool:
 def _as_typed(options: dict[str, Any]) -> str:
     """Return a dataset's options as typed on the command line."""
     size, fraction, fit = options.get("size"), options.get("test_fraction"), options.get("fit")
+    background = options.get("background")
     given = [f"--size {'x'.join(map(str, size))}"] if isinstance(size, list) else []
     given += [f"--fit {fit}"] if fit else []
+    given += [f"--background {typed_colour(background)}"] if isinstance(background, list) else []
     given += [f"--test-fraction {fraction}"] if fraction else []
     return " ".join(given) or "no options"

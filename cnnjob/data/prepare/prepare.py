@@ -8,9 +8,11 @@ them as a stream of chunks, and :mod:`~cnnjob.data.prepare.writer` writes any su
 
 import math
 import re
+import shlex
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.images import FITS, WHITE, Fit
@@ -96,16 +98,24 @@ def prepare(
     started = time.perf_counter()
     _require_known(name, name if arrays else source)
     options = FolderOptions(
-        name if source is None else str(source), out, size, fit, test_fraction, labels, skip_damaged, background
+        name if source is None else str(source),
+        out,
+        size,
+        fit,
+        test_fraction,
+        labels,
+        skip_damaged,
+        background,
+        _unrelated_options(sha256, force=force, verify=verify),
     )
     request = _Request(name, None if source is None else str(source), sha256, options, arrays)
     request.require_possible()
     # A user's images are not in the catalogue, so the dataset is named after its file.
     title = out.stem if name == FOLDER else name
     output_path.require_title(out, title)
-    output_path.require_writable(out)
     if source is not None:
         output_path.require_not_source(out, Path(source))
+    output_path.require_writable(out)
     published = request.published()
     # With published checksums, an existing file can be recognised without downloading or hashing the sources.
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
@@ -143,9 +153,22 @@ def prepare(
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
 
+def _unrelated_options(sha256: str | None, *, force: bool, verify: bool) -> tuple[str, ...]:
+    """Return the options that do not affect the result, as typed on the command line."""
+    given = {"--force": force, "--verify": verify}
+    return (*(("--sha256", sha256) if sha256 else ()), *(option for option, is_given in given.items() if is_given))
+
+
 def _require_known(name: str, source: str | Path | None) -> None:
     """Refuse a name that is not in the catalogue, unless it names the images in a source."""
     known = (*_ENTRIES, FOLDER)
+    address = next((text for text in map(str, (source, name)) if "://" in text), None)
+    if address and name not in _ENTRIES:
+        file = PurePosixPath(urlsplit(address).path).name or "FILE"
+        raise JobError(
+            f"{address}: only published datasets are downloaded. Download the file, and specify it:\n"
+            f"  {shlex.join(['curl', '-L', '-o', file, address])}\n  {shlex.join(['cnnjob', 'prepare', file])}"
+        )
     if name in known:
         return
     near = closest_name(name, (*known, *(path.name for path in Path().glob("*/"))))

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cnnjob.data.prepare.archives import TAR_BLOCK_BYTES, is_tar_header
 from cnnjob.data.prepare.arrays.binary import binary_set
 from cnnjob.data.prepare.arrays.idx_sets import find_idx_sets, idx_set
 from cnnjob.data.prepare.arrays.numpy_files import MAGIC as NUMPY_MAGIC
@@ -25,12 +26,25 @@ _IMAGE_SUFFIXES = frozenset({
     *("png", "jpg", "jpeg", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"),
     *("heic", "heif", "avif", "jp2", "jxl", "tga", "dcm"),
 })  # fmt: skip
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2")
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2", ".rar", ".7z", ".zst")
+_ARRAY_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", "-ubyte", ".pkl", ".pickle", ".bin", ".csv", ".parquet")
 _PICKLED = {"data_batch_1": "cifar10", "test_batch": "cifar10", "meta": "cifar100"}
 """File names in CIFAR's Python versions, each with the name of the dataset to prepare instead."""
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_TAR_MAGIC = (257, b"ustar")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+_OTHER_FILES = (
+    (b"Rar!\x1a\x07", "a RAR archive, which is not supported", "Unpack it with unrar, and specify the folder"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not supported", "Unpack it with 7z x, and specify the folder"),
+    (b"\x28\xb5\x2f\xfd", "compressed with Zstandard, which is not supported", "Decompress it with unzstd first"),
+    (b"\x04\x22\x4d\x18", "compressed with LZ4, which is not supported", "Decompress it with unlz4 first"),
+    (b"\x1f\x9d", "compressed with compress, which is not supported", "Decompress it with gzip -d first"),
+    (b"PAR1", "a Parquet file, which is not supported", "Read it in Python, and pass its images to cnnjob.prepare()"),
+    (_HDF5_MAGIC, "an HDF5 file from another program",
+     "Read its arrays with h5py, and prepare them in Python with cnnjob.prepare(images=…, labels=…, name=…)"),
+    (b"MATLAB", "a MATLAB file",
+     "Save its arrays with numpy.savez; or for SVHN, specify the folder of train_32x32.mat and test_32x32.mat"),
+)  # fmt: skip
+"""First bytes of each file type that is not supported, its description, and advice."""
 
 
 def read_source(source: Path, options: FolderOptions, *, progress: bool = False) -> DatasetContents:
@@ -54,7 +68,7 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
     tree = FolderTree(source)
     listing = tree.list()
     # If there are images anywhere in the folder, all other files are left out and reported.
-    if options.labels or any(name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES for name in listing.files):
+    if options.labels or any(map(_is_named_as_image, listing.files)):
         return read_folder(tree, listing, options, progress=progress)
     others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
     others = [name for name in others if (source / name).is_file()]
@@ -88,7 +102,7 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
 
 def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:
     with open_regular(source) as file:
-        start = file.read(_TAR_MAGIC[0] + len(_TAR_MAGIC[1]))
+        start = file.read(TAR_BLOCK_BYTES)
     if start.startswith(NUMPY_MAGIC):
         return read_array_set(numpy_set(array_files(source), str(source)), options)
     if start.startswith(b"PK") and zipfile.is_zipfile(source):
@@ -99,19 +113,27 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
         raise DataError(
             f"{source}: a single IDX file (found {source.name}). Specify the folder that contains all files"
         )
-    if start[_TAR_MAGIC[0] :] == _TAR_MAGIC[1] or start.startswith(_COMPRESSED):
+    if is_tar_header(start) or start.startswith(_COMPRESSED):
         return _read_tree(TarTree(source), options, progress=progress)
-    if start.startswith(_HDF5_MAGIC):
-        raise DataError(f"{source}: an HDF5 file from another program. Read its arrays with h5py, and prepare them in "
-                        "Python with cnnjob.prepare(images=…, labels=…, name=…)")  # fmt: skip
-    if start.startswith(b"MATLAB"):
-        raise DataError(f"{source}: a MATLAB file. For SVHN, specify the folder with train_32x32.mat and "
-                        "test_32x32.mat; for other files, save the arrays with numpy.savez")  # fmt: skip
+    for signature, description, advice in _OTHER_FILES:
+        if start.startswith(signature):
+            raise DataError(f"{source}: {description}. {advice}")
     raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Specify the image folder")
 
 
 def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:
-    return read_folder(tree, tree.list(), options, progress=progress)
+    listing = tree.list()
+    # An archive of archives or arrays has no images, only members of which a reader could read one.
+    names = [*listing.files, *listing.left_out]
+    inside = [name for name in names if name.lower().endswith((*_ARCHIVE_SUFFIXES, *_ARRAY_SUFFIXES))]
+    if not options.labels and inside and not any(map(_is_named_as_image, listing.files)):
+        raise DataError(f"{tree.root}: no images, only other files (found {', '.join(inside[:3])}). Unpack the "
+                        "archive, and specify its folder or one of these files")  # fmt: skip
+    return read_folder(tree, listing, options, progress=progress)
+
+
+def _is_named_as_image(name: str) -> bool:
+    return name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES
 
 
 def _starts_with(path: Path, start: bytes) -> bool:

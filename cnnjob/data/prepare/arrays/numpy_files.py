@@ -63,7 +63,7 @@ class ArrayFile:
                 major, _ = npy.read_magic(file)
                 read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
                 shape, is_fortran, dtype = read(file, max_header_size=_MAX_HEADER)
-                _require_plain(shape, dtype, is_fortran=is_fortran)
+                _require_plain(self.where, shape, dtype, is_fortran=is_fortran)
                 yield file, shape, dtype
         except _DAMAGED as error:
             raise DataError(f"{self.where}: not readable as an array ({error}). Save it again with NumPy") from error
@@ -78,9 +78,14 @@ class ArrayFile:
             return _rows(file, shape[0] if shape else 1, shape[1:], dtype)
 
 
-def _require_plain(shape: tuple[int, ...], dtype: np.dtype, *, is_fortran: bool) -> None:
-    if dtype.hasobject or (is_fortran and len(shape) > 1):
-        raise ValueError("it is pickled, or in Fortran order")
+def _require_plain(where: str, shape: tuple[int, ...], dtype: np.dtype, *, is_fortran: bool) -> None:
+    if dtype.hasobject:
+        raise DataError(f"{where}: an array of Python objects (found {dtype}). Save it as an array of numbers")
+    if is_fortran and len(shape) > 1:
+        raise DataError(
+            f"{where}: the array is in Fortran order, so its images are not contiguous (found the shape {shape}). "
+            "Save numpy.ascontiguousarray(array) instead"
+        )
 
 
 def _rows(file: IO[bytes], count: int, row: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -123,6 +123,9 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
             raise JobError(f"{options.source}: no validation images to test on. Specify a fraction, such as 0.2")
         streams["test"] = streams.pop(VAL)
     shapes = {split: stream.shape[1:] for split, stream in streams.items()}
+    if len({channels for _, _, channels in shapes.values()}) > 1:
+        raise DataError(f"{options.source}: the splits differ in their number of channels (found {shapes}, as height, "
+                        "width, channels). Convert them to the same number")  # fmt: skip
     if options.size is None and len(set(shapes.values())) > 1:
         raise DataError(f"{options.source}: the splits have images of different shapes (found {shapes}). "
                         "Specify --size HxW")  # fmt: skip

@@ -5,14 +5,15 @@ References:
     MathWorks, "MAT-File Format": level 5.
 """
 
+import io
 import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _stream(path: Path) -> LabelledStream:
 class _Stream:
     """Bytes of a file from its current position onwards, decompressed if necessary."""
 
-    def __init__(self, file: BufferedReader, *, compressed: bool) -> None:
+    def __init__(self, file: BinaryIO, *, compressed: bool) -> None:
         self._file = file
         self._decoder = zlib.decompressobj() if compressed else None
 
@@ -140,7 +141,7 @@ def _open_matrix(path: Path, name: str) -> Iterator[_Matrix]:
         raise DataError(f"{path}: not readable as a MATLAB version 5 file ({error}). {_AGAIN}") from error
 
 
-def _find_matrix(file: BufferedReader, name: str) -> _Matrix:
+def _find_matrix(file: BinaryIO, name: str) -> _Matrix:
     if file.read(_HEADER_BYTES)[126:128] != b"IM":
         raise ValueError("no little-endian MATLAB header")
     while True:
@@ -154,13 +155,13 @@ def _find_matrix(file: BufferedReader, name: str) -> _Matrix:
             shape = struct.unpack(f"<{len(content := stream.small_element()) // 4}i", content)
             if stream.small_element().decode("latin-1") == name:
                 data_kind, n_bytes, small = stream.element()
-                if data_kind != _UINT8 or small or n_bytes != math.prod(shape):
+                if data_kind != _UINT8 or n_bytes != math.prod(shape):
                     raise ValueError(f"{name} is not an array of bytes")
-                return _Matrix(shape, stream)
+                return _Matrix(shape, _Stream(io.BytesIO(small), compressed=False) if small else stream)
         file.seek(position + 8 + size)
 
 
-def _exactly(file: BufferedReader, size: int) -> bytes:
+def _exactly(file: BinaryIO, size: int) -> bytes:
     content = file.read(size)
     if len(content) != size:
         raise EOFError("an array is missing")

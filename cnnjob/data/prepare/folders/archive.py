@@ -6,6 +6,7 @@ tar archive does not allow this, so it is first decompressed into a temporary fi
 
 import hashlib
 import os
+import struct
 import weakref
 import zipfile
 import zlib
@@ -21,12 +22,14 @@ from cnnjob.data.prepare.folders.tree import (
     is_visible,
     stamp_of,
 )
-from cnnjob.errors import DataError
+from cnnjob.errors import DataError, plural
 from cnnjob.files import open_regular
 
 _DAMAGED = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
-_ENCRYPTED = 1
-"""Bit in a zip member's flags that marks it as encrypted."""
+_ENCRYPTED, _UTF8 = 1, 1 << 11
+"""Bits in a zip member's flags: its content is encrypted; its name is in UTF-8, not in code page 437."""
+_UNICODE_PATH = 0x7075
+"""Identifier of Info-ZIP's extra field with a member's name in UTF-8."""
 
 
 def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> Listing:
@@ -69,31 +72,52 @@ class ZipTree(FolderTree):
         """Store the path of the archive; nothing is read yet."""
         super().__init__(root)
         self._opened: tuple[int, zipfile.ZipFile, Stamp] | None = None
+        self._stored_names: dict[str, str] = {}  # by path, as zipfile has decoded them
 
     def list(self) -> Listing:
         """Return a listing of all members.
 
         Raises:
-            DataError: the archive is damaged, or the path of a member is invalid or occurs twice.
+            DataError: the archive is damaged or encrypted, or the path of a member is invalid or occurs twice.
         """
         self._opened = None  # reopen the archive, since it may have changed on disk
-        names = self._archive()[0].namelist()
-        folders = [name.rstrip("/") for name in names if name.endswith("/")]
-        return listing_of(self.root, [name for name in names if not name.endswith("/")], folders)
+        members = self._archive()[0].infolist()
+        names = [_unicode_name(info) for info in members]
+        # Some Windows programs separate folders with backslashes.
+        separator = "\\" if not any("/" in name for name in names) else "/"
+        files, folders = [], []
+        for info, name in zip(members, names, strict=True):
+            path = _normalised(name.replace(separator, "/"))
+            if info.is_dir() or name.endswith(separator):
+                folders.append(path)
+            else:
+                self._stored_names[path] = info.filename
+                files.append(path)
+        listing = listing_of(self.root, files, [path for path in folders if path != "."])
+        visible = {self._stored_names[path] for path in listing.files}
+        if encrypted := [info for info in members if info.flag_bits & _ENCRYPTED and info.filename in visible]:
+            count, first = plural(len(encrypted), "such member"), encrypted[0].filename
+            raise DataError(
+                f"{self.root}: encrypted (found {count}, e.g. {first}). Unpack it with its password, and specify the "
+                "folder"
+            )
+        unclear = [name for info, name in zip(members, names, strict=True) if not _has_clear_name(info, name)]
+        if unclear:
+            listing.remarks.append(
+                f"names in an unknown encoding were read as code page 437 (found {unclear[0]!r}). If class names are "
+                "wrong, unpack the archive and specify the folder"
+            )
+        return listing
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
         """Read a member and return its content and the archive's stamp.
 
         Raises:
-            DataError: the member is missing, damaged, encrypted or too large.
+            DataError: the member is missing, damaged or too large.
         """
         archive, stamp = self._archive()
         try:
-            info = archive.getinfo(name)
-            if info.flag_bits & _ENCRYPTED:
-                raise DataError(
-                    f"{self.path(name)}: the member is encrypted. Unpack the archive and specify the folder"
-                )
+            info = archive.getinfo(self._stored_names[name])
             # zipfile allocates memory for the sizes stated in the archive, regardless of the size of the archive.
             if info.file_size > MAX_CONTENT_BYTES or info.compress_size > min(stamp[2], MAX_CONTENT_BYTES):
                 raise DataError(f"{self.path(name)}: too large (found {info.file_size:,} bytes). Unpack the archive")
@@ -146,7 +170,7 @@ class TarTree(FolderTree):
         folders: list[str] = []
         links: list[str] = []
         for name, kind, position, size in tar_members(self.root, self._file):
-            path = str(PurePosixPath(name))
+            path = _normalised(name)
             if path == ".":
                 continue
             if kind == "file":
@@ -186,6 +210,40 @@ class TarTree(FolderTree):
     def digest(self, name: str) -> bytes:
         """Return the SHA-256 of a member."""
         return hashlib.sha256(self.read(name)[0] or b"").digest()
+
+
+def _normalised(name: str) -> str:
+    """Return a member's path without ``./``, double slashes and a trailing slash."""
+    return str(PurePosixPath(name))
+
+
+def _unicode_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name, which many programs store in UTF-8 without marking it as such.
+
+    References:
+        PKWARE, APPNOTE.TXT 6.3.10, appendix D.
+    """
+    if info.flag_bits & _UTF8:
+        return info.filename
+    try:
+        stored = info.orig_filename.encode("cp437")
+    except UnicodeEncodeError:  # newer versions of zipfile read the extra field themselves
+        return info.filename
+    fields = info.extra
+    while len(fields) >= 4:  # noqa: PLR2004 - identifier and size, 2 bytes each
+        kind, size = struct.unpack_from("<HH", fields)
+        field, fields = fields[4 : 4 + size], fields[4 + size :]
+        # A version, the CRC-32 of the stored name, and the name in UTF-8.
+        if kind == _UNICODE_PATH and field[1:5] == struct.pack("<L", zlib.crc32(stored)):
+            stored = field[5:]
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return info.filename
+
+
+def _has_clear_name(info: zipfile.ZipInfo, name: str) -> bool:
+    return name.isascii() or bool(info.flag_bits & _UTF8) or name != info.filename
 
 
 def _stamp_of_file(path: Path) -> Stamp | None:

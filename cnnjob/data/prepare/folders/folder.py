@@ -40,6 +40,7 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
     for image in images:
         by_class[image.label].append(image)
     split_of: dict[bytes, str] = {}
+    first_name: dict[bytes, str] = {}
     for label, members in sorted(by_class.items()):
         # A copy of an image from an earlier class stays in the split of that image.
         fresh = [digest for digest in dict.fromkeys(image.digest for image in members) if digest not in split_of]
@@ -48,11 +49,17 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
         rows = cut(len(fresh), n_test, seed=label)
         split_of |= {fresh[row]: split for split in rows for row in rows[split]}
         if len({split_of[image.digest] for image in members}) < len(rows):
+            elsewhere = [image for image in members if image.digest in first_name]
+            copied = ""
+            if elsewhere:
+                copied = f" and {len(elsewhere)} of them also in other classes, e.g. {elsewhere[0].name} = "
+                copied += first_name[elsewhere[0].digest]
             raise DataError(
-                f"{class_names[label]}: too few images to split off test images "
-                f"(found {len(members)}, {len({image.digest for image in members})} of them distinct). "
+                f"{class_names[label]}: too few images to split off test images (found {len(members)}, "
+                f"{len({image.digest for image in members})} of them distinct{copied}). "
                 "Every class needs at least 2 distinct images"
             )
+        first_name = {image.digest: image.name for image in members} | first_name
     return {split: [image for image in images if split_of[image.digest] == split] for split in ("train", "test")}
 
 
@@ -117,16 +124,17 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
 
 
 def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
-    """Yield a description of classes whose names differ only in case or in surrounding spaces.
+    """Yield a description of classes whose names differ only in case, surrounding spaces or leading zeros.
 
     Yields:
         One line, if there are any such classes.
     """
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in class_names:
-        by_name[name.strip().casefold()].append(name)
+        plain = name.strip().casefold()
+        by_name[plain.lstrip("0") if plain.isascii() and plain.isdigit() else plain].append(name)
     if alike := [" and ".join(map(repr, names)) for names in by_name.values() if len(names) > 1]:
-        yield f"some class names differ only in case or spaces (found {'; '.join(alike[:_SHOWN])})"
+        yield f"some class names differ only in case, spaces or leading zeros (found {'; '.join(alike[:_SHOWN])})"
 
 
 def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
@@ -164,6 +172,18 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
     Yields:
         One line, if anything is left out.
     """
+    if counts := _left_out(layout, hidden):
+        shown = [name if count == 1 and not name.endswith("/") else f"{name} with {plural(count, 'file')}"
+                 for name, count in sorted(counts.items())[:_SHOWN]]  # fmt: skip
+        more = len(counts) - _SHOWN
+        yield (
+            f"{where}: left out: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''} "
+            "(hidden, not an image, or in no class folder)"
+        )
+
+
+def _left_out(layout: FolderLayout, hidden: Sequence[str]) -> Counter[str]:
+    """Return the files that are not read and the folders in which nothing is read, with their numbers of files."""
     used = {
         parent for lists in layout.splits.values() for names in lists for name in names for parent in _parents(name)
     }
@@ -172,14 +192,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
         # Files are counted under the topmost folder in which nothing is read.
         highest = next((parent for parent in reversed(_parents(path)) if parent and parent not in used), None)
         counts[f"{highest}/" if highest else path] += 1
-    if counts:
-        shown = [name if count == 1 and not name.endswith("/") else f"{name} with {plural(count, 'file')}"
-                 for name, count in sorted(counts.items())[:_SHOWN]]  # fmt: skip
-        more = len(counts) - _SHOWN
-        yield (
-            f"{where}: left out: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''} "
-            "(hidden, not images, or not in a class folder)"
-        )
+    return counts
 
 
 def _parents(path: str) -> list[str]:
@@ -228,6 +241,7 @@ def read_folder(
     shape = image_shape(found, options, str(tree.root))
     warnings = (
         *left_out_lines(layout, listing.left_out, str(tree.root)),
+        *(f"{tree.root}: {line}" for line in listing.remarks),
         *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),
     )
@@ -272,9 +286,12 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
         splits = {("test" if split == VAL else split): classes for split, classes in layout.splits.items()}
         return replace(layout, splits=splits, description=layout.description.replace("(val)", "(test)"))
     if options.test_fraction is None:
-        of_val = f"\nOr test on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
+        hints = f"\nOr test on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
+        if folders := [name for name in _left_out(layout, ()) if name.endswith("/")]:
+            hints += f"\nNothing is read from {', '.join(folders[:_SHOWN])}. If these are the test images, rename the "
+            hints += "folder to test"
         raise JobError(
             f"{tree.root}: no test images (found {layout.description}). Split off some of the training images:\n"
-            f"  {options.command(test_fraction=0.2)}{of_val}"
+            f"  {options.command(test_fraction=0.2)}{hints}"
         )
     return layout

@@ -46,6 +46,8 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
             rows.
     """
     rows = list(_parse_table(content, where))
+    if not rows:
+        raise DataError(f"{where}: no labels (found only a header). Add a row for each image")
     named = _named_files(rows, where, files, root)
     names = natural_order({row.label for row in rows})
     label_of = {name: label for label, name in enumerate(names)}

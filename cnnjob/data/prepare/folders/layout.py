@@ -290,12 +290,18 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
 
 
 def _require_no_splits(names: list[str], where: str) -> None:
-    """Refuse class folders with names such as train and test1, which indicate splits."""
+    """Refuse class folders whose names indicate splits, such as train and test1, or annotations, such as masks."""
     train, test = ([name for name in names if pattern.search(name)] for pattern in (_TRAIN_NAME, _TEST_NAME))
     if train and test:
         raise DataError(
             f"{where}: some folders look like splits without class folders (found {_shown(train + test)}). "
             "Put the images of each class in a separate folder, or specify a table of labels with --labels FILE"
+        )
+    lower = {name.lower() for name in names}
+    if lower <= _NO_CLASS_PARTS | _IMAGE_FOLDERS and lower & _NO_CLASS_PARTS:
+        raise DataError(
+            f"{where}: these look like images with their annotations, not like classes (found {_shown(names)}). "
+            "Specify a table of the images' labels, with --labels FILE"
         )
 
 

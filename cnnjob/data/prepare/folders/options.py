@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ def default_name(source: str) -> str:
     return name or path.name
 
 
+def typed_colour(colour: Sequence[int]) -> str:
+    """Return a colour (R, G, B) as typed on the command line."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 @dataclass(frozen=True)
 class FolderOptions:
     """Options that determine how the images in a folder are read.
@@ -37,6 +43,7 @@ class FolderOptions:
         labels: path of a table of labels; None if the folders indicate the labels.
         skip_damaged: maximum number of unusable files that may be skipped.
         background: colour (R, G, B) behind transparent pixels and around padded images.
+        repeated: other options, as typed, which do not affect the result but belong in suggested commands.
     """
 
     source: str
@@ -47,6 +54,7 @@ class FolderOptions:
     labels: Path | None = None
     skip_damaged: int = 0
     background: tuple[int, int, int] = WHITE
+    repeated: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the options that affect the result, as they are stored in the file."""
@@ -60,13 +68,14 @@ class FolderOptions:
         words = ["--labels", str(self.labels)] if self.labels else []
         words += ["--size", "x".join(map(str, self.size))] if self.size else []
         words += ["--fit", self.fit] if self.fit != FITS[0] else []
-        words += ["--background", "#{:02x}{:02x}{:02x}".format(*self.background)] if self.background != WHITE else []
+        words += ["--background", typed_colour(self.background)] if self.background != WHITE else []
         words += ["--test-fraction", str(self.test_fraction)] if self.test_fraction is not None else []
         return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
 
     def command(self, **changed: Any) -> str:
         """Return the command line for these options, with those in ``changed`` replaced."""
-        words = ["cnnjob", "prepare", self.source]
+        # A source that begins with a hyphen would be parsed as an option.
+        words = ["cnnjob", "prepare", f"./{self.source}" if self.source.startswith("-") else self.source]
         if self.out != Path("data", f"{default_name(self.source)}.h5"):
             words += ["--out", str(self.out)]
-        return shlex.join([*words, *replace(self, **changed).as_typed()])
+        return shlex.join([*words, *replace(self, **changed).as_typed(), *self.repeated])

@@ -43,11 +43,13 @@ class Listing:
         folders: all visible folders, including empty ones.
         left_out: hidden files and folders, those that desktops or archivers create, and files whose names show that
             they are not images.
+        remarks: remarks on how the listing was read that the user should know about.
     """
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def add_file(self, path: str) -> None:
         """Add a file whose parent folders are all visible."""
