@@ -64,7 +64,7 @@ _MOST_BYTE = 255
 _BITS = 8
 _FEW_BITS = {"L;2": 3, "L;4": 15}
 """Pillow's raw modes for greyscale images with 2 or 4 bits per pixel, and the maximum pixel value in each mode."""
-_WIDE = re.compile(r";(16|32)[BLNS]?")  # with a byte order; plain BGR;16 has 16 bits for all three channels together
+_WIDE = re.compile(r"(?<!BGR);(16|32)")  # BMP's BGR;16 has 16 bits for all three channels together
 _TIFF_BITS = {1, 2, 4, 8, 12, 16}
 _MOST_OF_12_BITS = (1 << 12) - 1
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")

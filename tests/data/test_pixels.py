@@ -209,3 +209,14 @@ def test_ways_to_fit(tmp_path: Path, fit: Fit, shape: tuple[int, int, int]) -> N
     }[fit]()
     pixels = read_picture(path, shape, fit=fit, background=orange).pixels
     np.testing.assert_array_equal(pixels, np.asarray(expected).reshape(shape))
+
+
+def test_a_dark_bmp_of_five_and_six_bits_is_not_one_of_16_bits() -> None:
+    """Its raw mode is BGR;16, which counts the bits of all three channels together."""
+    values = np.arange(4, dtype="<u2").reshape(2, 2)  # blue 0..3 of 31
+    masks = struct.pack("<3L", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<LllHHLLllLL", 40, 2, -2, 1, 16, 3, values.nbytes, 0, 0, 0, 0)
+    start = struct.pack("<2sLHHL", b"BM", 66 + values.nbytes, 0, 0, 66)
+    picture = read_picture("dark.bmp", None, content=start + header + masks + values.tobytes())
+    assert (picture.header.bits, picture.is_dim) == (8, False)
+    assert picture.pixels[..., 2].ravel().tolist() == [value * 255 // 31 for value in range(4)]

@@ -178,7 +178,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
         more = len(counts) - _SHOWN
         yield (
             f"{where}: left out: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''} "
-            "(hidden, not an image, or in no class folder)"
+            "(hidden, not images, or not in a class folder)"
         )
 
 
