@@ -183,7 +183,7 @@ def remarks(uninterrupted: Run, killed: Run) -> list[str]:
         reasons.append(f"bits may differ: the killed run has {'; '.join(differing)}")
     for name, run in (("uninterrupted", uninterrupted), ("killed", killed)):
         if (step := run.result().get("bits_may_differ_from_step")) is not None:
-            reasons.append(f"bits of the {name} run may differ from step {step}: see {run.log_file}")
+            reasons.append(f"bits of the {name} run may differ from step {step} onwards: see {run.log_file}")
     return reasons
 
 
@@ -206,7 +206,7 @@ def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int
     notes, attempts = remarks(uninterrupted, killed), killed.attempts()
     results = uninterrupted.result(), killed.result()
     if len(kills) < wanted:
-        notes.append(f"only {len(kills)} of {wanted} kills: the run finished before the rest")
+        notes.append(f"only {len(kills)} of {wanted} kills: the run finished before the others")
     resumed = {attempt["attempt"]: attempt.get("resumed_at_step") for attempt in attempts}
     expected, actual = digests(uninterrupted), digests(killed)
     return RunComparison(

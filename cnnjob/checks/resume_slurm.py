@@ -132,7 +132,7 @@ class _Watch:
         if time.monotonic() > self._deadline:
             if finished:
                 return True
-            raise CnnjobError("verify-resume: not finished in time, so its jobs are cancelled. Increase --wait-minutes")
+            raise CnnjobError("verify-resume: not finished in time, so the jobs are cancelled. Increase --wait-minutes")
         # Once both runs are finished, the queue is read at once, even if the current pause is long.
         if time.monotonic() < self._next_query and not (finished and self._pause > FIRST_QUERY_SECONDS):
             return False

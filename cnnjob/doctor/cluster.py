@@ -44,16 +44,16 @@ class Nodes:
         return sum(count for _, count in self.gpus)
 
     def sentence(self) -> str:
-        """Return a description of the nodes, such as ``2 nodes of 4 cores, 8 GB and 2 a100``."""
+        """Return a description of the nodes, such as ``2 nodes with 4 cores, 8 GB and 2 a100``."""
         parts = [plural(self.cores, "core")]
         if self.megabytes > 1:  # 1 is SLURM's default if the memory is not configured
             parts.append(f"{self.megabytes / MEGABYTES:.0f} GB")
         parts += [f"{count} {kind}" if kind else plural(count, "GPU") for kind, count in self.gpus]
         *most, last = parts
         return (
-            f"{plural(self.count, 'node')} of {', '.join(most)} and {last}"
+            f"{plural(self.count, 'node')} with {', '.join(most)} and {last}"
             if most
-            else f"{plural(self.count, 'node')} of {last}"
+            else f"{plural(self.count, 'node')} with {last}"
         )
 
 
@@ -104,9 +104,11 @@ def check_cluster(cluster: Cluster) -> Iterator[Finding]:
     )
     yield Finding("requeueing", "ok", requeueing)
     signal = "its own signal" if here.signals_preempted else "SIGTERM"
-    stopping = f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit; a preempted job gets {signal}"
+    stopping = (
+        f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit; a preempted job receives {signal}"
+    )
     yield Finding("stopping", "ok", stopping)
-    yield Finding("arrays", "ok", f"at most {here.max_array_size:,} tasks; a larger sweep is split")
+    yield Finding("arrays", "ok", f"at most {here.max_array_size:,} tasks; a larger sweep is split into several arrays")
 
 
 def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
@@ -130,16 +132,16 @@ def _partition(cluster: Cluster, partition: Partition) -> Finding:
     ]
     if partition.state != "UP":
         message = "; ".join([*properties, f"state {partition.state}"])
-        return Finding(name, "note", message, "it does not start jobs now")
+        return Finding(name, "note", message, "it starts no jobs at present")
     if not cluster.may_use(partition):
         message = "; ".join([*properties, f"for accounts {', '.join(partition.accounts)}"])
-        return Finding(name, "note", message, "not for your accounts")
+        return Finding(name, "note", message, "your accounts may not use it")
     return Finding(name, "ok", "; ".join(properties))
 
 
 def _accounts(cluster: Cluster) -> Finding:
     if not cluster.site.keeps_accounts:
-        message = "no accounting: no --account is needed; status comes from the run folders and the queue"
+        message = "no SLURM accounting: --account is not needed; status comes from the run folders and the queue"
         return Finding("accounts", "ok", message)
     if not cluster.accounts:
         return Finding("accounts", "note", "you have no account", "ask the administrators; sbatch may refuse your jobs")
@@ -156,5 +158,8 @@ def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
     except SchedulerError as error:
         lines = str(error).splitlines()
         reason = " … ".join([lines[0], *lines[1:][-1:]])
-        advice = "no job can be submitted from here; check scontrol ping, and SLURM_CONF if this is not a login node"
+        advice = (
+            "no job can be submitted from here; check the output of scontrol ping, and SLURM_CONF if this is not a "
+            "login node"
+        )
         return None, Finding("SLURM", "bad", reason, advice)

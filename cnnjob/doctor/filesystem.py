@@ -129,7 +129,12 @@ def _flush(folder: Path) -> Finding:
         # EINVAL: the file system does not support fsync on folders. Any other error means that fsync failed.
         level: Level = "note" if error.errno == errno.EINVAL else "bad"
         message = f"a folder cannot be flushed ({error.strerror})"
-        return Finding("fsync", level, message, "a power cut may lose the newest checkpoint; the one before it remains")
+        return Finding(
+            "fsync",
+            level,
+            message,
+            "after a power failure, the newest checkpoint may be lost; the previous one remains",
+        )
     finally:
         os.close(handle)
     return Finding("fsync", "ok", "files and folders are flushed to disk")
@@ -163,8 +168,8 @@ def _locks(folder: Path, mount: Mount) -> Finding:
             return Finding("locks", "note", failure, advice)
     scope = _lock_scope(mount.kind, mount.options)
     if scope == THIS_MACHINE_ONLY:
-        return Finding("locks", "note", f"they hold {scope}", advice)
-    return Finding("locks", "ok", f"they hold {scope}")
+        return Finding("locks", "note", f"valid {scope}", advice)
+    return Finding("locks", "ok", f"valid {scope}")
 
 
 def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
@@ -213,7 +218,9 @@ def _clock(folder: Path) -> Finding:
 def _location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
     if on_cluster and kind in LOCAL_TYPES:
         message = f"{folder} is on this machine's local disk ({kind})"
-        return Finding("runs", "note", message, "cluster nodes must also see it; choose another with --runs FOLDER")
+        return Finding(
+            "runs", "note", message, "cluster nodes cannot access it; choose a shared folder with --runs FOLDER"
+        )
     return Finding("runs", "ok", f"{folder}, {kind}")
 
 

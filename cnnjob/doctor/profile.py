@@ -75,7 +75,7 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
         f'partition = "{partition.name}"',
         *([f"# Your other accounts: {', '.join(others)}"] if others else []),
         *(f'account = "{name}"' for name in account),
-        "# A run that needs longer resumes in its next attempt",
+        "# A run that needs more time resumes in its next attempt",
         f'time = "{min(TIME_LIMIT_MINUTES, partition.max_minutes or TIME_LIMIT_MINUTES)}m"',
         *(_resources(cluster, nodes) if nodes else ()),
     ]

@@ -124,7 +124,7 @@ def test_other_environments_are_said(pair: tuple[Run, Run]) -> None:
     change_json(pair[1].result_file, bits_may_differ_from_step=7)
     first, second = compare_runs(*pair, kills=[], wanted=0, seed=1).remarks
     assert re.fullmatch(r"bits may differ: the killed run has numpy \S+ instead of 1\.0", first)
-    assert second.startswith("bits of the killed run may differ from step 7: see ")
+    assert second.startswith("bits of the killed run may differ from step 7 onwards: see ")
 
 
 def test_a_damaged_run_is_said(pair: tuple[Run, Run]) -> None:
@@ -250,7 +250,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -
     ("options", "said"),
     [
         ((), r"cnnjob: .*: not finished \(its job ended without recording why\). See .*"),
-        (("--wait-minutes", "0"), r"cnnjob: verify-resume: not finished in time, so its jobs are cancelled. .*"),
+        (("--wait-minutes", "0"), r"cnnjob: verify-resume: not finished in time, so the jobs are cancelled. .*"),
     ],
 )
 def test_a_cluster_that_does_not_run_it(
@@ -269,4 +269,4 @@ def test_a_cluster_that_does_not_run_it(
 def test_without_a_slurm_it_is_exit_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = cnnjob(*VERIFY, "--partition", "gpu")
-    assert (found.exit_code, "not found, this machine has no SLURM" in found.stderr) == (4, True)
+    assert (found.exit_code, "not found; this machine has no SLURM" in found.stderr) == (4, True)

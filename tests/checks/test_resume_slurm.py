@@ -32,5 +32,5 @@ def test_runs_that_finished_in_time_are_over_at_the_time_limit(idle_slurm: FakeS
 def test_a_run_that_is_not_finished_at_the_time_limit_is_an_error(idle_slurm: FakeSlurm) -> None:
     set_answers(idle_slurm)
     runs = [finished_run(Path("a")).path, stopped_run(Path("b")).path]
-    with pytest.raises(CnnjobError, match="not finished in time, so its jobs are cancelled"):
+    with pytest.raises(CnnjobError, match="not finished in time, so the jobs are cancelled"):
         watch(runs, -1).both_are_over()

@@ -17,7 +17,9 @@ def test_doctor_and_a_job_with_its_profile(cluster: Start, user_python: Path, re
     rows = {row["check"]: row for row in json.loads(place.cnnjob("doctor", "--json").stdout)}
     assert not [row for row in rows.values() if row["level"] == "bad"]
     assert re.fullmatch(r"SLURM \d+\.\d+\.\d+ answers; 4 partitions", rows["SLURM"]["message"])
-    assert rows["partition low"]["message"] == ("1 node of 4 cores, 8 GB and 2 GPUs; at most 1 d; preempted (REQUEUE)")
+    assert rows["partition low"]["message"] == (
+        "1 node with 4 cores, 8 GB and 2 GPUs; at most 1 d; preempted (REQUEUE)"
+    )
     assert rows["stopping"]["message"].startswith("5 s from SIGTERM")
     place.cnnjob("doctor", "--write-profile", "found", "--partition", "gpu")
     said = place.cnnjob("submit", "toy.toml", "--profile", "found", "--wait").stdout

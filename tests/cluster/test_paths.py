@@ -51,15 +51,18 @@ def test_a_sweep_is_arrays_of_what_the_site_allows(place: Place) -> None:
 def test_a_dry_run_asks_slurm_and_tells_what_will_happen(place: Place) -> None:
     found = place.cnnjob("submit", *DIGITS, "--partition", "low", "--dry-run").stdout
     assert re.search(r"\nSLURM: Job \d+ to start at 20\S+ using 1 processors on nodes n1 in partition low\n", found)
-    assert "\npreemption: in low a preempted job gets SIGTERM and 5 s, in which it saves and stops; SLURM req" in found
+    assert "\npreemption: a job preempted in low receives SIGTERM and has 5 s to save and stop; SLURM req" in found
     assert not (place.folder / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--time", "2-0"), "--time 2-0: longer than the limit of gpu, 1 d. Request less"),
-        (("--partition", "gpo"), "--partition gpo: no such partition. Did you mean 'gpu'? This site has debug, gpu"),
+        (("--time", "2-0"), "--time 2-0: longer than the limit of partition gpu (1 d). Request less"),
+        (
+            ("--partition", "gpo"),
+            "--partition gpo: no such partition. Did you mean 'gpu'? Valid names for this site: debug, gpu",
+        ),
         (("--mem", "9000G"), "sbatch: refused, sbatch: error: "),
         (("--constraint", "nvlink"), "sbatch: refused, sbatch: error: "),
     ],

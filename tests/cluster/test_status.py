@@ -65,7 +65,7 @@ def test_from_waiting_to_cancelled(place: Place, request: pytest.FixtureRequest)
     found = facts(place)
     assert (found["state"], found["job_id"], found["slurm_reason"]) == ("pending", job, "BeginTime")
     assert found["cause"].startswith(
-        "its job is waiting: its earliest start time has not come, expected to start at 20"
+        "its job is waiting: its earliest start time has not been reached, expected to start at 20"
     )
     place.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     place.until_saved()
@@ -122,7 +122,7 @@ def test_a_job_that_waits_for_the_end_of_a_reservation(place: Place) -> None:
     finally:
         place.cluster.clear()
         place.cluster.admin("scontrol", "delete", "ReservationName=kept")
-    assert "its nodes are reserved, for maintenance or other jobs, from a time before it could end" in found["cause"]
+    assert "its nodes are reserved for maintenance or other jobs, starting before it could end" in found["cause"]
 
 
 @pytest.mark.slurm

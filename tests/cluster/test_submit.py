@@ -83,7 +83,8 @@ def test_an_unknown_partition_is_exit_4_with_the_near_one(place: Place) -> None:
     found = place.cnnjob("submit", "toy.toml", "--partition", "hihg", check=False)
     assert found.returncode == 4
     assert (
-        "--partition hihg: no such partition. Did you mean 'high'? This site has debug, gpu, high, low" in found.stderr
+        "--partition hihg: no such partition. Did you mean 'high'? Valid names for this site: debug, gpu, high, low"
+        in found.stderr
     )
     assert found.stderr.count("\n") == 1
 
@@ -93,11 +94,11 @@ def test_a_partition_that_is_down_takes_the_job_with_a_warning(place: Place) -> 
     try:
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DOWN")
         found = place.cnnjob("submit", "toy.toml", *REQUEST)
-        assert found.stderr.startswith("cnnjob: warning: --partition low: DOWN; the job will wait in the queue")
+        assert found.stderr.startswith("cnnjob: warning: --partition low: state DOWN; the job will wait in the queue")
         assert "its partition is down" in place.cnnjob("status", place.run.path).stdout
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=DRAIN")
         found = place.cnnjob("submit", "toy.toml", *REQUEST, "--set", "seed=5", check=False)
-        assert (found.returncode, "DRAIN, it accepts no jobs" in found.stderr) == (4, True)
+        assert (found.returncode, "state DRAIN; it accepts no jobs" in found.stderr) == (4, True)
     finally:
         place.cluster.admin("scontrol", "update", "PartitionName=low", "State=UP")
 
@@ -119,7 +120,7 @@ def test_the_limit_of_submitted_jobs_is_said_also_of_a_successor(
     limit = "refused by SLURM (AssocMaxSubmitJobLimit): your account allows you at most 1 job in the queue"
     found = place.cnnjob("submit", "toy.toml", *REQUEST, "--seeds", "3", check=False)
     assert found.returncode == 4
-    assert f"{limit}, and each of these 3 array tasks counts, so --parallel does not help" in found.stderr
+    assert f"{limit}, and each of these 3 array tasks counts as a job, so --parallel does not help" in found.stderr
     shutil.rmtree(place.folder / "runs")
     job = place.submit("--no-requeue")
     place.until_saved()
@@ -127,7 +128,7 @@ def test_the_limit_of_submitted_jobs_is_said_also_of_a_successor(
     place.cluster.wait(job, "FAILED")
     assert place.said()[0].startswith(f"not restarted, {place.run.name}: {limit}")
     said = place.cnnjob("status", place.run.path).stdout
-    assert f"its job ended and was not restarted: {limit}; one that is ending still counts." in said
+    assert f"its job ended and was not restarted: {limit}; a job that is ending still counts." in said
     [command] = re.findall(r"^next: +cnnjob (submit .*)$", said, re.MULTILINE)
     assert ": submitted as job" in place.cnnjob(*shlex.split(command)).stdout
 

@@ -84,11 +84,11 @@ def test_a_good_site() -> None:
     assert not [row for row in rows.values() if row["level"] == "bad"]
     assert rows["SLURM"]["message"] == "SLURM 23.11.4 answers; 5 partitions"
     assert rows["partition gpu"]["message"] == (
-        "4 nodes of 64 cores, 512 GB and 4 a100; 1 node of 64 cores, 512 GB, 2 a100 and 2 v100; "
+        "4 nodes with 64 cores, 512 GB and 4 a100; 1 node with 64 cores, 512 GB, 2 a100 and 2 v100; "
         "at most 1 d; not preempted"
     )
     assert rows["partition cpu"]["message"] == (
-        "20 nodes of 32 cores and 128 GB; at most 2 d; not preempted; the default"
+        "20 nodes with 32 cores and 128 GB; at most 2 d; not preempted; the default"
     )
     assert rows["partition idle"]["message"].endswith("; no time limit; preempted (REQUEUE)")
     for name, reason in (("new", "; state DOWN"), ("theirs", "; for accounts them")):
@@ -104,7 +104,7 @@ def test_a_good_site() -> None:
 def test_the_lines_for_people(site: FakeSlurm) -> None:
     said = cnnjob("doctor")
     assert said.exit_code == 0, said.output
-    assert re.search(r"^ok    partition gpu     4 nodes of 64 cores", said.stdout, re.MULTILINE)
+    assert re.search(r"^ok    partition gpu     4 nodes with 64 cores", said.stdout, re.MULTILINE)
     assert re.search(r"^note  GPU               none; .*\n {24}→ ", said.stdout, re.MULTILINE)
     assert "\x1b" not in said.stdout
     site.install(scontrol="echo slurm_load_partitions: error >&2; echo and more >&2; exit 1")
@@ -120,7 +120,7 @@ def test_no_slurm() -> None:
     rows = found()
     assert (rows["SLURM"]["level"], rows["SLURM"]["message"]) == ("note", "not on this machine")
     refused = cnnjob("doctor", "--write-profile", "mine")
-    assert (refused.exit_code, "scontrol: not found, this machine has no SLURM" in refused.stderr) == (4, True)
+    assert (refused.exit_code, "scontrol: not found; this machine has no SLURM" in refused.stderr) == (4, True)
     assert list(Path().iterdir()) == []
 
 
@@ -130,9 +130,9 @@ def test_an_old_and_small_site(site: FakeSlurm) -> None:
         sinfo='echo "all|1|1|1|(null)"', sacctmgr=None,
     )  # fmt: skip
     rows = found()
-    assert rows["partition all"]["message"] == "1 node of 1 core; no time limit; not preempted; the default"
+    assert rows["partition all"]["message"] == "1 node with 1 core; no time limit; not preempted; the default"
     assert rows["GPUs"]["message"] == "none in any partition (all)"
-    assert rows["accounts"]["message"].startswith("no accounting")
+    assert rows["accounts"]["message"].startswith("no SLURM accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load_request("old", {})
     assert request.describe() == "1 node, 1 task, 1 core, default memory, 2 h on all"
@@ -163,7 +163,7 @@ def test_a_profile_is_written_once_and_can_be_submitted_with() -> None:
     ("arguments", "code", "message"),
     [
         (("../x",), 2, "--write-profile ../x: not a valid profile name"),
-        (("x", "--partition", "gpuu"), 4, "Did you mean 'gpu'? This site has cpu, gpu, idle, new, theirs"),
+        (("x", "--partition", "gpuu"), 4, "Did you mean 'gpu'? Valid names for this site: cpu, gpu, idle, new, theirs"),
     ],
 )
 def test_a_profile_that_cannot_be(arguments: tuple[str, ...], code: int, message: str) -> None:

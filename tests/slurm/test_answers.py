@@ -142,7 +142,7 @@ def test_the_site() -> None:
     assert found.keeps_accounts
     nodes = Nodes.parse("debug|2|4|8000|gpu:2")
     assert nodes is not None
-    assert nodes.sentence() == "2 nodes of 4 cores, 8 GB and 2 GPUs"
+    assert nodes.sentence() == "2 nodes with 4 cores, 8 GB and 2 GPUs"
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,11 @@ def test_a_job_of_another_cluster_is_left_to_it(idle_slurm: FakeSlurm, make: Any
         assert run.path.exists()
         if state != "running":
             assert "scancel -M other 17" in removed.stderr
-            with pytest.raises(BusyError, match=r"squeue -M other -j 17\nIf the job has ended:\n  rm .*job\.json$"):
+            with pytest.raises(
+                BusyError,
+                match=r"squeue -M other -j 17\n"
+                r"If the job has ended, remove its record and submit again:\n  rm .*job\.json$",
+            ):
                 submission.submit([run], Request())
     assert not [line for line in recorded_calls(idle_slurm) if "scancel" in line]
     if state == "stopped":

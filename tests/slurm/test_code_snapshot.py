@@ -210,7 +210,9 @@ def test_a_copy_of_the_code_that_cannot_be_written_is_one_message() -> None:
     found = cnnjob("submit", "toy.toml")
     assert (found.exit_code, found.stdout) == (3, ""), found.output
     assert re.search(
-        r"runs/\.code/\w{8}: cannot write the code snapshot \(.*\). Check the disk and the folder\n$", found.stderr
+        r"runs/\.code/\w{8}: cannot write the code snapshot \(.*\)\. "
+        r"Check the free space and the folder's permissions\n$",
+        found.stderr,
     )
 
 

@@ -31,7 +31,7 @@ def test_times(text: str, expected: int) -> None:
 @pytest.mark.parametrize("text", ["", "soon", "2 h", "h", "1.5h", "-1", "1:2:3:4", "1-", "2H", "1-1:1:1:1", "infinite",
      "9" * 5000, "9" * 4299 + "d", "1-" + "9" * 5000])  # fmt: skip
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match=rf"^time: not a time limit \(found {re.escape(repr(text))}\)\. Write 90m, 2h"):
+    with pytest.raises(ValueError, match=rf"^time: not a time limit \(found {re.escape(repr(text))}\)\. Use 90m, 2h"):
         parse_minutes(text)
 
 
@@ -77,14 +77,17 @@ def test_memory_a_gpu_is_said_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mem": "4G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu are mutually exclusive. Keep one"),
-        ({"mem": "much"}, "mem: not an amount of memory (found 'much'). Write 4G or 500M"),
-        ({"mem_per_gpu": "4 G"}, "mem_per_gpu: not an amount of memory (found '4 G'). Write 4G or 500M"),
+        ({"mem": "4G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu are mutually exclusive. Keep only one"),
+        ({"mem": "much"}, "mem: not an amount of memory (found 'much'). Use a value such as 4G or 500M"),
+        ({"mem_per_gpu": "4 G"}, "mem_per_gpu: not an amount of memory (found '4 G'). Use a value such as 4G or 500M"),
         ({"time": "soon"}, "time: not a time limit (found 'soon')"),
-        ({"gpus": -1}, "gpus: not a number of GPUs (found -1). Write 1 or a100:1"),
-        ({"gpus_per_node": "two"}, "gpus_per_node: not a number of GPUs (found 'two'). Write 1 or a100:1"),
-        ({"gpus": 1, "gpus_per_node": "1"}, "gpus and gpus_per_node are mutually exclusive. Keep one"),
-        ({"gpus": 1, "gres": "shard:2,gpu:a100:1"}, "gpus and gres are mutually exclusive. Keep one"),
+        ({"gpus": -1}, "gpus: not a number of GPUs (found -1). Use a value such as 1 or a100:1"),
+        (
+            {"gpus_per_node": "two"},
+            "gpus_per_node: not a number of GPUs (found 'two'). Use a value such as 1 or a100:1",
+        ),
+        ({"gpus": 1, "gpus_per_node": "1"}, "gpus and gpus_per_node are mutually exclusive. Keep only one"),
+        ({"gpus": 1, "gres": "shard:2,gpu:a100:1"}, "gpus and gres are mutually exclusive. Keep only one"),
         ({"cpus_per_task": 0}, "cpus_per_task: input should be greater than or equal to 1, found 0"),
         ({"signal_seconds": 65536}, "signal_seconds: input should be less than or equal to 65535, found 65536"),
         ({"gpu_request": "please"}, "gpu_request: input should be 'gpus-per-node', 'gres' or 'gpus', found 'please'"),

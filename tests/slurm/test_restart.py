@@ -196,7 +196,7 @@ SHOWN = 'case $1 in show) echo "JobId=17 JobState=RUNNING Restarts=0";; *) '
         (
             None,
             "unknown",
-            "job 18 resumes the run (scontrol: not found, this machine has no SLURM. Log in to a machine that has it)",
+            "job 18 resumes the run (scontrol: not found; this machine has no SLURM. Log in to a machine that has it)",
         ),
         ("echo JobState=COMPLETING Restarts=0", "cancelled", "cancelled; submit the job again to resume it"),
         ("echo JobState=COMPLETING Restarts=1", "requeued", "requeued by SLURM"),

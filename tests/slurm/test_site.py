@@ -54,14 +54,14 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
     [
         (
             Request(),
-            "after 5 min: 90 s before it, on SLURM's signal or by its own clock",
+            "after 5 min: 90 s before that, on SLURM's signal or by its own clock",
             "jobs in gpu are not preempted by jobs in other partitions",
         ),
         (
             Request(partition="low", time="2h"),
-            "after 2 h: 90 s before it, on SLURM's signal or by its own clock, the job saves and stops; "
+            "after 2 h: 90 s before that, on SLURM's signal or by its own clock, the job saves and stops; "
             "its batch script requeues it",
-            "in low a preempted job gets SIGTERM and 30 s, in which it saves and stops; SLURM requeues it",
+            "a job preempted in low receives SIGTERM and has 30 s to save and stop; SLURM requeues it",
         ),
         (
             Request(partition="low", requeue=False),
@@ -71,7 +71,7 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
         (
             Request(partition="spare", requeue=False),
             "its batch script submits a successor, and it resumes",
-            "in spare a preempted job gets SIGTERM and 20 s, in which it saves and stops; SLURM does not requeue it "
+            "a job preempted in spare receives SIGTERM and has 20 s to save and stop; SLURM does not requeue it "
             "(CANCEL), so its batch script submits a successor",
         ),
     ],

@@ -42,7 +42,8 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         # in the queue
         (waiting_run, queue_row("PENDING", "Priority"), "", "pending", "jobs of higher priority start first"),
         (waiting_run, queue_row("RUNNING", node="n1"), "", "running", "its job is starting"),
-        (stopped_in_job, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start time has not come"),
+        (stopped_in_job, queue_row("PENDING", "BeginTime"), "", "pending",
+         "its earliest start time has not been reached"),
         (stopped_in_job, queue_row("RUNNING"), "", "running", "its job is starting"),
         (stopped_in_job, queue_row("COMPLETING"), "", "stopped", "its job is ending"),
         (lost_in_job, queue_row("RUNNING"), "", "running", "no heartbeat for 0 s"),
@@ -50,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("idle_slurm")
         (failed_run, queue_row("PENDING", "Resources"), "", "pending", "the resources that it requests are in use"),
         (running_run, queue_row("PENDING"), "", "running", ""),
         (remote_run, queue_row("RUNNING"), "", "running", ""),
-        (remote_run, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start time has not come"),
+        (remote_run, queue_row("PENDING", "BeginTime"), "", "pending", "its earliest start time has not been reached"),
         (silent_run, queue_row("RUNNING"), "", "running", ""),
         (finished_run, queue_row("COMPLETING"), "", "finished", ""),
         # gone from it

@@ -49,11 +49,11 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
         (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),
         (["toy.toml", "--cpus-per-task", "0"], 2, "'--cpus-per-task' / '-c'"),
         (["toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
-        (["toy.toml"], 4, "scontrol: not found, this machine has no SLURM. Log in to a machine that has it"),
+        (["toy.toml"], 4, "scontrol: not found; this machine has no SLURM. Log in to a machine that has it"),
         (
             ["toy.toml", "-p", "gpu"],
             4,
-            "scontrol: not found, this machine has no SLURM. Log in to a machine that has it",
+            "scontrol: not found; this machine has no SLURM. Log in to a machine that has it",
         ),
     ],
 )
@@ -139,25 +139,25 @@ def test_a_stopped_or_lost_run_goes_on() -> None:
         ),
         (
             {"scontrol": "echo PartitionName=gpu-long; echo PartitionName=batch State=UP"},
-            "--partition gpu: no such partition. This site has batch, gpu-long",
+            "--partition gpu: no such partition. Valid names for this site: batch, gpu-long",
         ),
-        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: DRAIN, it accepts no jobs"),
-        ({"scontrol": "echo PartitionName=gpu State=INACTIVE"}, "--partition gpu: INACTIVE, it accepts no jobs"),
+        ({"scontrol": "echo PartitionName=gpu State=DRAIN"}, "--partition gpu: state DRAIN; it accepts no jobs"),
+        ({"scontrol": "echo PartitionName=gpu State=INACTIVE"}, "--partition gpu: state INACTIVE; it accepts no jobs"),
         (
             {"scontrol": "echo PartitionName=gpu MaxTime=00:30:00"},
-            "--time 2h: longer than the limit of gpu, 30 min. Request less",
+            "--time 2h: longer than the limit of partition gpu (30 min). Request less",
         ),
         (
             {"scontrol": "echo PartitionName=gpu AllowAccounts=them,uss"},
-            "--account us: not allowed in gpu. Did you mean 'uss'? This partition has them, uss",
+            "--account us: not allowed in partition gpu. Did you mean 'uss'? Valid names for this partition: them, uss",
         ),
         (
             {"squeue": "exit 1"},
             f"|{queue.FORMAT}: refused, exit code 1",
         ),
-        ({"squeue": None}, "squeue: not found, this machine has no SLURM"),
-        ({"srun": None}, "srun: not found, this machine has no SLURM"),
-        ({"sbatch": None}, "sbatch: not found, this machine has no SLURM"),
+        ({"squeue": None}, "squeue: not found; this machine has no SLURM"),
+        ({"srun": None}, "srun: not found; this machine has no SLURM"),
+        ({"sbatch": None}, "sbatch: not found; this machine has no SLURM"),
         (
             {"sbatch": 'echo "Batch job submission failed: Invalid account" >&2; exit 1'},
             "sbatch: refused, Batch job submission failed: Invalid account",
@@ -190,7 +190,10 @@ def test_what_a_scheduler_may_do(slurm: FakeSlurm, answers: dict[str, str | None
 def test_an_unknown_partition_is_named_with_the_near_one() -> None:
     found = cnnjob("submit", "toy.toml", "--partition", "debug,gup")
     assert found.exit_code == 4
-    assert "--partition gup: no such partition. Did you mean 'gpu'? This site has debug, gpu, gpu-long" in found.stderr
+    assert (
+        "--partition gup: no such partition. Did you mean 'gpu'? Valid names for this site: debug, gpu, gpu-long"
+        in found.stderr
+    )
     assert cnnjob("submit", "toy.toml", "--partition", "debug,gpu").exit_code == 0
 
 
@@ -212,7 +215,10 @@ def test_a_partition_that_is_down_takes_jobs_and_a_warning_is_said(
     slurm.install(scontrol=f'case "$*" in *partition*) {lines};; esac')
     options = ["--partition", asked] * bool(asked)
     found = cnnjob("submit", "toy.toml", *options)
-    said = f"cnnjob: warning: --partition {warned}: DOWN; the job will wait in the queue until the site sets it to UP\n"
+    said = (
+        f"cnnjob: warning: --partition {warned}: state DOWN; "
+        "the job will wait in the queue until the site sets the state to UP\n"
+    )
     assert (found.exit_code, found.stderr) == (0, said * bool(warned)), found.output
     assert ": submitted as job 17" in found.stdout
     shown = cnnjob("submit", "toy.toml", "--set", "seed=5", *options, "--dry-run", "--no-rehearsal").stdout
@@ -263,7 +269,10 @@ def test_the_accounts_of_the_user_are_said_when_one_is_refused(slurm: FakeSlurm)
     slurm.install(sbatch=f'echo "{refused}" >&2; exit 1', sacctmgr='printf "%s\\n" us them us')
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}. Your accounts: them, us\n")
     slurm.install(sacctmgr="exit 0")
-    assert "SLURM lists no account for you; ask the site" in cnnjob("submit", "toy.toml", "-A", "uss").stderr
+    assert (
+        "SLURM lists no account for you; ask the site's administrators"
+        in cnnjob("submit", "toy.toml", "-A", "uss").stderr
+    )
     slurm.install(sacctmgr="exit 1")
     assert cnnjob("submit", "toy.toml", "-A", "uss").stderr.endswith(f"{refused}\n")
 
@@ -286,7 +295,7 @@ POLICY = (
     [
         (
             "AssocMaxSubmitJobLimit",
-            "your account allows you at most 2 jobs in the queue; one that is ending still counts",
+            "your account allows you at most 2 jobs in the queue; a job that is ending still counts",
         ),
         ("AssocGrpSubmitJobsLimit", "your account allows all its users combined at most 9 jobs in the queue"),
         ("QOSMaxSubmitJobPerUserLimit", "your QOS allows you at most 4 jobs in the queue"),
@@ -314,7 +323,9 @@ def test_a_limit_is_said_in_a_sentence(slurm: FakeSlurm, word: str, said: str) -
     assert (found.exit_code, found.stderr.count("\n")) == (4, 1)
     assert f"refused by SLURM ({word}): {said}" in found.stderr
     sweep = cnnjob("submit", "toy.toml", "--seeds", "3", "--parallel", "1").stderr
-    counts = "each of these 3 array tasks counts, so --parallel does not help. Submit fewer values or seeds at once"
+    counts = (
+        "each of these 3 array tasks counts as a job, so --parallel does not help. Submit fewer values or seeds at once"
+    )
     assert (counts in sweep) == ("Submit" in word)
     if counts in sweep:
         command = shlex.split(sweep.splitlines()[-1])
@@ -343,7 +354,7 @@ def test_what_a_command_started_ends_with_it(slurm: FakeSlurm) -> None:
     held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
     slurm.install(sbatch="/bin/sleep 60 > held & echo waits for the controller >&2; wait")
     with pytest.raises(
-        SchedulerError, match=r"sbatch: no answer within 1 s, last message 'waits for the controller'. Try"
+        SchedulerError, match=r"sbatch: no answer within 1 s \(last message: 'waits for the controller'\)\. Try"
     ):
         client.ask(["sbatch", "x.sh"], 1)
     poll = select.poll()

@@ -148,7 +148,7 @@ def test_few_questions_about_runs_whose_jobs_are_in_the_queue(counting_slurm: Fa
 def test_a_percent_sign_in_the_folder_is_refused() -> None:
     found = cnnjob("submit", "toy.toml", "--runs", "100%")
     assert (found.exit_code, found.stderr) == (
-        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM would expand the %. Choose a folder without it\n",
+        2, f"cnnjob: --runs {Path.cwd()}/100%: SLURM would expand the % in this path. Choose a folder without a %\n",
     )  # fmt: skip
 
 

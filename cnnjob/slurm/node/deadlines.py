@@ -131,7 +131,7 @@ def main(end: float) -> None:
         elif now - LAST_SECONDS > time.time():
             end, pause = now, 0.0
         else:
-            print("cnnjob: training did not stop before the job's end, so it is killed", flush=True)  # noqa: T201
+            print("cnnjob: training did not stop before the end of the job, so it will be killed", flush=True)  # noqa: T201
             # Training keeps this signal's default action, which ends even a process that executes no Python code.
             # The diagnosis recognises the cause by the exit code 128 + SIGALRM.
             os.kill(parent, signal.SIGALRM)

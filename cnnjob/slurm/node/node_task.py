@@ -43,7 +43,7 @@ class NodeTask:
     folder: str
     """Folder of the run, or of the sweep to which the array task belongs."""
     margin_seconds: float
-    """How long before the end of its SLURM job training stops by itself if it has received no signal."""
+    """Time before the end of the SLURM job at which training stops by itself if it has received no signal."""
     cores: int | None = None
     """Number of cores to use; None for all cores that SLURM has allocated."""
     minutes: int | None = None
@@ -74,7 +74,7 @@ class NodeTask:
         """Train this task's run and return the outcome's exit code."""
         code_snapshot.check_snapshot()
         if job_id() and not cluster() and (name := client.current_cluster()):
-            # older versions of SLURM do not set it, and this attempt's records would not name a cluster
+            # older versions of SLURM do not set this variable, and the records of this attempt would not name a cluster
             os.environ["SLURM_CLUSTER_NAME"] = name
         run = JobArray.read(Path(self.folder)).own_run()
         if _is_cancelled(run):

@@ -38,8 +38,8 @@ class JobOutcome:
 def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
     """Return how SLURM jobs ended.
 
-    If a job step ran out of memory, so did its job: SLURM itself reports the job as ``FAILED`` if ``srun`` started the
-    step.
+    If a job step ran out of memory, the outcome of its job is also out of memory, although SLURM reports the job as
+    ``FAILED`` if ``srun`` started the step.
 
     Args:
         job_ids: ids such as ``17``, or ``17_3`` for an array task.

@@ -34,7 +34,7 @@ _ABSENT = re.compile(r"this machine has no SLURM|configuration source")
 _ALREADY_OVER = ("already completing", "already completed", "Invalid job id")
 """Parts of scancel's messages about a job that has ended."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
-"""Messages about a job id of which SLURM has no record, or no longer has one."""
+"""Messages printed if SLURM has no record of a job id, or no longer has one."""
 _OF_SLURM = re.compile(
     r"(SLURM|SLURMD|SLURMDBD|SBATCH|SRUN|SALLOC|SACCT|SACCTMGR|SATTACH|SBCAST|SCANCEL|SCONTROL|SCRONTAB|SDIAG|SINFO"
     r"|SPRIO|SQUEUE|SREPORT|SSHARE|SSTAT|STRIGGER|SUBMITIT)_"
@@ -104,7 +104,7 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
     except subprocess.TimeoutExpired as error:
         # this exception contains bytes, even with text=True
         lines = (error.stderr or b"").decode(errors="replace").split("\n")
-        last = next((f", last message {line.strip()[:200]!r}" for line in reversed(lines) if line.strip()), "")
+        last = next((f" (last message: {line.strip()[:200]!r})" for line in reversed(lines) if line.strip()), "")
         text = f"{command[0]}: no answer within {limit_seconds:g} s{last}. Try again"
         raise SchedulerError(text, silent=True) from error
     if done.returncode:
@@ -121,7 +121,7 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
 
 def not_found_message(program: str) -> str:
     """Return the message for a SLURM command that this machine does not have."""
-    return f"{program}: not found, this machine has no SLURM. Log in to a machine that has it"
+    return f"{program}: not found; this machine has no SLURM. Log in to a machine that has it"
 
 
 def _run_or_kill(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:

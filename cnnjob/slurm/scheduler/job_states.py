@@ -54,7 +54,7 @@ _KNOWN = {
     "None": Wait("the scheduler has not considered it yet"),
     "Priority": Wait("jobs of higher priority start first"),
     "Resources": Wait("the resources that it requests are in use"),
-    "BeginTime": Wait("its earliest start time has not come"),
+    "BeginTime": Wait("its earliest start time has not been reached"),
     "Cleaning": Wait("its previous execution is still being cleaned up"),
     "Prolog": Wait("its node is being prepared"),
     "Dependency": Wait("the job that it depends on has not ended"),
@@ -88,7 +88,7 @@ _PHRASES = (
     ),
     (
         re.compile(r"Reserved for maintenance"),  # SLURM prints this for any reservation, even without the flag MAINT
-        Wait("its nodes are reserved, for maintenance or other jobs, from a time before it could end"),
+        Wait("its nodes are reserved for maintenance or other jobs, starting before it could end"),
     ),
     (re.compile(r"May be reserved for other job"), Wait("nodes that it requests may be reserved for another job")),
     (
@@ -143,7 +143,7 @@ def _parse_limit_reason(code: str) -> Wait | None:
     if "PerJob" in code or "PerNode" in code:
         return Wait(f"it requests more {resource} than {owner} allows per job", never=True, option=option)
     per_user = " per user" if "PerUser" in code else ""
-    return Wait(f"the limit of {owner} on {resource}{per_user} is reached")
+    return Wait(f"the limit of {owner} on {resource}{per_user} has been reached")
 
 
 def _resource_in(code: str) -> tuple[str, str]:

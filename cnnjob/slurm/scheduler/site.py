@@ -106,7 +106,7 @@ class Site:
         if not usable or any(partition.state != "DOWN" for partition in usable):
             return ""
         names = ",".join(partition.name for partition in usable)
-        return f"--partition {names}: DOWN; the job will wait in the queue until the site sets it to UP"
+        return f"--partition {names}: state DOWN; the job will wait in the queue until the site sets the state to UP"
 
     def _requested(self, request: Request) -> list[Partition]:
         """Return the partitions that a request specifies, or the default one."""
@@ -166,10 +166,12 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
         value = f"{value} jobs"
     clause = limit.template.format(f"at most {value}" if value else "a limited number of jobs")
     if tasks == 1:
-        return f"{clause}; one that is ending still counts. Wait until one has ended, then run the same command"
+        return (
+            f"{clause}; a job that is ending still counts. Wait until a job has ended, then run the same command again"
+        )
     return (
-        f"{clause}, and each of these {tasks} array tasks counts, so --parallel does not help. Submit fewer values or "
-        f"seeds at once, or a single run:\n  {single_command}"
+        f"{clause}, and each of these {tasks} array tasks counts as a job, so --parallel does not help. Submit fewer "
+        f"values or seeds at once, or a single run:\n  {single_command}"
     )
 
 
@@ -212,7 +214,11 @@ def _valid_choices(refusal: str) -> str:
     except SchedulerError:
         return ""
     kind = {"account": "accounts", "qos": "QOS"}[key]
-    return f". Your {kind}: {', '.join(names)}" if names else f". SLURM lists no {key} for you; ask the site"
+    return (
+        f". Your {kind}: {', '.join(names)}"
+        if names
+        else f". SLURM lists no {key} for you; ask the site's administrators"
+    )
 
 
 def query_own_names(key: str) -> list[str]:
@@ -231,16 +237,20 @@ def query_own_names(key: str) -> list[str]:
 def _refusal_by(partition: Partition, request: Request) -> str:
     """Return why a partition would never start a job with this request; empty if it would."""
     if partition.state in CLOSED:
-        return f"--partition {partition.name}: {partition.state}, it accepts no jobs. Choose another partition, or wait"
+        return (
+            f"--partition {partition.name}: state {partition.state}; it accepts no jobs. "
+            "Choose another partition, or wait"
+        )
     limit = partition.max_minutes
     if request.time_minutes and limit and request.time_minutes > limit:
         return (
-            f"--time {request.time}: longer than the limit of {partition.name}, {format_seconds(60 * limit)}. "
-            "Request less; a job that reaches its time limit is restarted and resumes"
+            f"--time {request.time}: longer than the limit of partition {partition.name} "
+            f"({format_seconds(60 * limit)}). Request less time; a job that reaches its time limit is "
+            "restarted and resumes"
         )
     if request.account and partition.accounts != ("ALL",) and request.account not in partition.accounts:
         return (
-            f"--account {request.account}: not allowed in {partition.name}. "
+            f"--account {request.account}: not allowed in partition {partition.name}. "
             f"{_choices(request.account, partition.accounts, 'partition')}"
         )
     return ""
@@ -250,7 +260,7 @@ def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: st
     """Return a hint with the valid names at a site or in a partition, and the closest match if there is one."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
-    return f"{hint}This {owner} has {', '.join(sorted(known))}"
+    return f"{hint}Valid names for this {owner}: {', '.join(sorted(known))}"
 
 
 def _minutes(text: str) -> int | None:

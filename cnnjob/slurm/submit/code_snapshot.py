@@ -62,7 +62,9 @@ def save_snapshot(run: Run) -> Path:
             with _temporary_copy(folder, package) as fresh:
                 _install(fresh, folder, package)
     except OSError as error:
-        raise DataError(f"{folder}: cannot write the code snapshot ({error}). Check the disk and the folder") from error
+        raise DataError(
+            f"{folder}: cannot write the code snapshot ({error}). Check the free space and the folder's permissions"
+        ) from error
     return folder
 
 

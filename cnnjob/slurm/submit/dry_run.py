@@ -40,9 +40,9 @@ def at_the_time_limit(request: Request, current_site: Site | None) -> str:
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
     when = f"after {format_seconds(60 * minutes)}" if minutes else "at the site's time limit"
     return (
-        f"{when}: {request.signal_seconds} s before it, on SLURM's signal or by its own clock, the job saves and "
-        f"stops; {_how_it_resumes(request, current_site)}. This repeats as long as the run makes progress: after "
-        f"{RESTARTS_WITHOUT_PROGRESS} restarts without a new checkpoint it is not restarted"
+        f"{when}: {request.signal_seconds} s before that, on SLURM's signal or by its own clock, the job saves and "
+        f"stops; {_how_it_resumes(request, current_site)}. This repeats as long as the run makes progress; after "
+        f"{RESTARTS_WITHOUT_PROGRESS} restarts without a new checkpoint, it is no longer restarted"
     )
 
 
@@ -50,12 +50,12 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
     """Return a sentence that describes what happens if a higher-priority job preempts this one."""
     partition = current_site.partition_of(request) if current_site else None
     if current_site is None or partition is None:
-        return "unknown without SLURM; a run whose job was ended resumes from its last checkpoint"
+        return "unknown without SLURM; in any case, the run can be resumed from its last checkpoint"
     if partition.preempt_mode in {"OFF", "GANG"}:
         return f"jobs in {partition.name} are not preempted by jobs in other partitions"
     seconds = partition.grace_seconds or current_site.kill_wait_seconds
     signal = "its signal" if current_site.signals_preempted and partition.grace_seconds else "SIGTERM"
-    warning = f"in {partition.name} a preempted job gets {signal} and {seconds} s, in which it saves and stops"
+    warning = f"a job preempted in {partition.name} receives {signal} and has {seconds} s to save and stop"
     mode = partition.preempt_mode
     if mode == "REQUEUE" and request.requeue is not False and (request.requeue or current_site.requeues):
         return f"{warning}; SLURM requeues it, and it resumes"

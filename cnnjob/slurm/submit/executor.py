@@ -22,7 +22,7 @@ from cnnjob.slurm.scheduler import client, sbatch, site
 from cnnjob.slurm.submit.batch_script import build_script, python_command
 
 MARGIN_SECONDS = 30.0
-"""How long before its end a SLURM job stops by itself if it has received no signal."""
+"""Time before the end of a SLURM job at which training stops by itself if it has received no signal."""
 SCRIPT = "submission.sh"
 SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS = 5, 3
 """submitit's default time limit and number of timeouts in a pickle; a job that stops by itself in time uses neither."""
@@ -79,8 +79,8 @@ def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
     except BaseException as error:  # an accepted job is cancelled after any error: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
-                f"{array.name}: SLURM may have accepted the job. To submit it, run the same command, which first looks "
-                f"for that job; to cancel it:\n  {next_command.cancel_command(array.runs[0])}"
+                f"{array.name}: SLURM may have accepted the job. To submit it, run the same command again, which "
+                f"looks for that job first. To cancel it:\n  {next_command.cancel_command(array.runs[0])}"
             ) from error
         if executor.accepted:
             with suppress(SchedulerError):

@@ -102,7 +102,9 @@ def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 merged = {key: value for key, value in merged.items() if key not in group}
         options = layer.get("sbatch", {})
         if not isinstance(options, dict):
-            raise JobError(f"sbatch: not a table of options (found {format_value(options)}). Write [sbatch] above them")
+            raise JobError(
+                f"sbatch: not a table of options (found {format_value(options)}). Write the options under [sbatch]"
+            )
         merged |= {**layer, "sbatch": {**merged["sbatch"], **options}}
     return merged
 

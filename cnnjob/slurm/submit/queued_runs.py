@@ -158,19 +158,20 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
             f"{run.path}: job {summary.job_id} on cluster {summary.other_cluster} may be for this run, but this "
             f"cluster is {summary.here}. Look for the job there:\n"
             f"  squeue -M {shlex.quote(summary.other_cluster)} -j {summary.job_id}\n"
-            f"If the job has ended:\n  rm {submission_file}"
+            f"If the job has ended, remove its record and submit again:\n  rm {submission_file}"
         )
     if not jobs and summary.is_other_users and may_be_restarted(summary) and client.hides_jobs():
         return (
-            f"{run.path}: job {summary.job_id} of another user may carry it, and this site hides the jobs of other "
-            f"users. Ask that user; if the job has ended:\n  rm {submission_file}"
+            f"{run.path}: another user's job {summary.job_id} may be for it, and this site hides the "
+            f"jobs of other users. Ask that user; if the job has ended, remove its record and submit again:\n"
+            f"  rm {submission_file}"
         )
     is_moved = bool(summary.original) and not Path(summary.original).exists()
     waiting = index.for_folder(Path(summary.original)) if is_moved else []
     if waiting:  # moved to another file system: this folder is a copy of a folder that no longer exists
         return (
             f"{run.path}: job {waiting[0].job_id} is in the queue for {summary.original}, which no longer exists. "
-            f"Cancel it, then submit again:\n  scancel {waiting[0].job_id}"
+            f"Cancel the job, then submit again:\n  scancel {waiting[0].job_id}"
         )
     return ""
 

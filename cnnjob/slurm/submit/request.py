@@ -29,14 +29,14 @@ DIRECT = (
 OWN = {
     "output": "the log is in the run's folder",
     "error": "the log is in the run's folder",
-    "open-mode": "the log is always appended to, so that a requeued job does not lose it",
-    "comment": "it identifies the run in the queue",
+    "open-mode": "a requeued job appends to its log",
+    "comment": "cnnjob finds the run's job in the queue by its comment",
     "array": "use --sweep, --seeds and --parallel",
     "signal": "set signal_seconds in the profile",
     "wait": "use --wait",
     "wrap": "cnnjob writes the script",
-    "parsable": "cnnjob reads sbatch's answer",
-    "quiet": "cnnjob reads sbatch's answer",
+    "parsable": "cnnjob parses sbatch's output",
+    "quiet": "cnnjob parses sbatch's output",
     "test-only": "use --dry-run",
     "no-requeue": "use --no-requeue",
     "nodes": "a run is one task on one node",
@@ -106,10 +106,14 @@ class Request(Settings):
         _only_one(self, "gpus", "gpus_per_node", "gres" if _GRES_GPU.search(self.gres or "") else "")
         for name in ("mem", "mem_per_cpu", "mem_per_gpu"):
             if not _MEMORY.fullmatch(getattr(self, name) or "0"):
-                raise ValueError(f"{name}: not an amount of memory (found {getattr(self, name)!r}). Write 4G or 500M")
+                raise ValueError(
+                    f"{name}: not an amount of memory (found {getattr(self, name)!r}). Use a value such as 4G or 500M"
+                )
         for name in ("gpus", "gpus_per_node"):
             if not _GPUS.fullmatch(str(getattr(self, name) or 0)):
-                raise ValueError(f"{name}: not a number of GPUs (found {getattr(self, name)!r}). Write 1 or a100:1")
+                raise ValueError(
+                    f"{name}: not a number of GPUs (found {getattr(self, name)!r}). Use a value such as 1 or a100:1"
+                )
         if self.time is not None:
             parse_minutes(self.time)
         for key in self.sbatch:
@@ -245,7 +249,7 @@ def _only_one(request: Request, *names: str) -> None:
     """
     given = [name for name in names if name and getattr(request, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are mutually exclusive. Keep one")
+        raise ValueError(f"{' and '.join(given)} are mutually exclusive. Keep only one")
 
 
 def _require_settable(key: str) -> None:
@@ -284,7 +288,7 @@ def parse_minutes(text: str) -> int:
     else:
         seconds = parse_duration(text)
     if seconds is None:
-        raise ValueError(f"time: not a time limit (found {text!r}). Write 90m, 2h, 1d12h, or SLURM's M, H:M:S, D-H")
+        raise ValueError(f"time: not a time limit (found {text!r}). Use 90m, 2h, 1d12h or a SLURM format such as H:M:S")
     if seconds == 0:
         raise ValueError(f"time: the limit is zero (found {text!r}). Request at least one minute")
     return -(-seconds // 60)  # SLURM also rounds up to whole minutes

@@ -275,4 +275,4 @@ def _check_name(path: Path) -> None:
             f"--runs {str(path.parent)!r}: a batch script cannot contain control characters. Rename the folder"
         )
     if "%" in str(path):
-        raise JobError(f"--runs {path.parent}: SLURM would expand the %. Choose a folder without it")
+        raise JobError(f"--runs {path.parent}: SLURM would expand the % in this path. Choose a folder without a %")
