@@ -21,9 +21,9 @@ HEADER = (
     "images/s",
     "s/epoch",
     "× torch",
-    "at best",
+    "fastest step",
     "× course",
-    "of products",
+    "products",
 )
 
 DATA = "data"
@@ -34,20 +34,28 @@ TURN_SECONDS = 0.2
 def bench(
     workloads: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORKLOAD", autocompletion=completion.workloads, help="Workloads; all by default."),
+        typer.Argument(
+            metavar="WORKLOAD",
+            autocompletion=completion.workloads,
+            help="Workloads to measure; all of them by default.",
+        ),
     ] = None,
-    against: Annotated[Literal["torch", "none"], typer.Option(help="Measure torch too, if it is installed.")] = "torch",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns per engine; a turn is five steps or 0.2 s.")] = 20,
+    against: Annotated[
+        Literal["torch", "none"], typer.Option(help="Framework to compare with, if it is installed.")
+    ] = "torch",
+    rounds: Annotated[int, typer.Option(min=1, help="Number of turns per engine; a turn is five steps or 0.2 s.")] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Device to measure.")] = "cpu",
-    gigabytes: Annotated[float, typer.Option(min=0.001, help="Size of each file written to measure data reading.")] = 1,
+    gigabytes: Annotated[
+        float, typer.Option(min=0.001, help="Size of each file written to measure reading, in GB.")
+    ] = 1,
     as_json: opt.JSON = False,
 ) -> None:
     """Measure training steps on this machine.
 
     The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small and conv-64-128. All engines take
     turns in one process. The column "× torch" is torch's time, in its faster memory layout, divided by the engine's
-    time (median over the turns); "at best" is the same ratio for the fastest steps. "× course" is the time of the
-    algorithm taught in the original course, in float64, divided by the engine's time. "of products" is the time of the
+    time (median over the turns); "fastest step" is the same ratio for the fastest steps. "× course" is the time of the
+    algorithm taught in the original course, in float64, divided by the engine's time. "products" is the time of the
     matrix products alone divided by the engine's time. With --device gpu, steps are executed part by part, fused, and
     as a CUDA graph, in float32 and tf32, both by cnnjob and by torch.
 
@@ -65,7 +73,7 @@ def bench(
         return
     for name in workloads or ():
         if name not in NAMES:
-            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}, or {DATA} alone")
+            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}, or specify only {DATA}")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     if as_json:
         print_json([row.as_json() for row in rows])

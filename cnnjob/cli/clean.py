@@ -17,9 +17,11 @@ from cnnjob.errors import plural
 def clean(
     named: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Runs to remove, including finished ones."),
+        typer.Argument(
+            metavar="RUN", autocompletion=completion.runs, help="Runs to remove, even if they are finished."
+        ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON; remove only with --yes.")] = False,
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,

@@ -34,21 +34,24 @@ def prepare(
         typer.Argument(
             metavar="NAME",
             autocompletion=completion.datasets,
-            help="A known dataset; or a folder, archive or array file of images; or any name, with --source.",
+            help="A known dataset; a folder, archive or array file of images; or, with --source, any name.",
         ),
     ],
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="With 'folder': the image folder.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The image folder, if NAME is 'folder'.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="Source folder, file or URL to use instead of downloading.")
+        str | None, typer.Option(help="Folder, file or URL to read instead of the published source.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that has no published one.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the source, if none is published.")] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="File to write; data/NAME.h5 by default.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Table of labels: CSV or TSV with columns path, label, split.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Label table: CSV or TSV with columns path, label and, optionally, split."),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Scale a folder's images to this size.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width to which a folder's images are scaled.")
+    ] = None,
     fit: Annotated[
         str,
         typer.Option(metavar="HOW", help="How to scale: crop the excess, pad with the background, or stretch."),
@@ -57,16 +60,18 @@ def prepare(
         str | None,
         typer.Option(
             metavar="FRACTION",
-            help="Fraction of each class to use for testing without a test folder, or 'val' to use the val folder.",
+            help="Without a test folder: fraction of each class to test on, or 'val' to test on the val folder.",
         ),
     ] = None,
     background: Annotated[
         str, typer.Option(metavar="COLOUR", help="Colour behind transparent pixels, such as black or #c0c0c0.")
     ] = "white",
     skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Prepare again, replacing an existing file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Prepare the dataset again, replacing an existing file.")
+    ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash all files, even if the source seems unchanged.")
+        bool, typer.Option("--verify", help="Hash all source files, even if they seem unchanged.")
     ] = False,
     as_json: opt.JSON = False,
 ) -> None:
@@ -246,15 +251,19 @@ def show(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="WHAT", autocompletion=completion.shown, help="A prepared file, a job name, a job file or a run."
+            metavar="WHAT",
+            autocompletion=completion.shown,
+            help="A dataset file, a job name, a job file or a run folder.",
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Explain every job file key, one per line.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, one per line.")] = False,
     data: Annotated[Path, typer.Option(help="Folder of the prepared datasets.")] = DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
-    """List datasets and jobs, or show one and verify it.
+    """List datasets and jobs, or show one of them.
+
+    The checksums of a dataset file are verified.
 
     Example: cnnjob show mnist-baseline --set train.batch_size=256
     """
@@ -271,7 +280,7 @@ def show(
         run = Run(Path(what))
         is_run = run.job_file.exists()
         if is_run and overrides:
-            raise JobError(f"{what}: the job of a run is frozen. Omit --set")
+            raise JobError(f"{what}: the job of a run cannot be changed. Omit --set")
         show_job = _print_job_as_json if as_json else _show_job
         if is_run:
             show_job(run.job(), data, run.name)
@@ -337,7 +346,7 @@ def _dataset_row(path: Path) -> dict[str, Any]:
         count = sum(count for count, *_ in dataset.shapes.values())
         colour = "grey" if channels == 1 else "colour"
         named = ", ".join(dataset.source_sha256)
-        about = f"{count:,} images, {height}x{width} {colour}, {classes} classes; from another source ({named})"
+        about = f"{count:,} images, {height}x{width} {colour}, {classes} classes; not a published source ({named})"
     return {"dataset": dataset.name, "prepared": True, "file": str(path), "about": about}
 
 
@@ -366,7 +375,7 @@ def _verify(path: Path, *, as_json: bool) -> None:
         typer.echo(f"{digest}  {name}")
     typer.echo(f"{path}: {dataset.name}, all checksums match, and mean and std match the training images")
     if not dataset.is_sealed:
-        typer.echo("its attributes have no checksum, as an older version wrote it; prepare it again with --force")
+        typer.echo("its attributes have no checksum, because an older version wrote it; prepare it again with --force")
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:

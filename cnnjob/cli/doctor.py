@@ -21,7 +21,7 @@ def doctor(
     runs: opt.RUNS = RUNS_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     write_profile: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write slurm/NAME.toml from what SLURM reports.")
+        str | None, typer.Option(metavar="NAME", help="Write a profile of this cluster to slurm/NAME.toml.")
     ] = None,
     partition: opt.PARTITION = None,
 ) -> None:

@@ -48,7 +48,7 @@ def export(
     shapes = f"{INPUT} uint8 {_format_shape(input_shape)} in, {OUTPUT} float32 {_format_shape(output_shape)} out"
     typer.echo(f"{written.path}: {written.parameters:,} parameters, opset {OPSET}; {shapes}")
     if written.left_out != "none":
-        typer.echo(f"the run's test-time augmentation ({written.left_out}) is not part of the file")
+        typer.echo(f"the run's test-time augmentation ({written.left_out}) is not included in the file")
 
 
 def _format_shape(sides: list[Any]) -> str:

@@ -19,21 +19,21 @@ from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
 
 COMMANDS = {
     "prepare": ("data", "Prepare a dataset as one HDF5 file."),
-    "new": ("new", "Write a dataset's built-in job as a file to edit."),
-    "show": ("data", "List datasets and jobs, or show one and verify it."),
-    "train": ("train", "Train a job here, or resume it where it stopped."),
+    "new": ("new", "Write a dataset's built-in job to a file for editing."),
+    "show": ("data", "List datasets and jobs, or show one of them."),
+    "train": ("train", "Train a job on this machine, or resume it where it stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
     "status": ("status", "Show the status of runs; for one run, also the cause."),
     "logs": ("status", "Print the newest log of a run."),
     "cancel": ("status", "Cancel runs; saved work is kept."),
-    "verify-resume": ("verify", "Test that a killed run ends with the same bits."),
-    "predict": ("train", "Print the predicted class and its probability per image."),
+    "verify-resume": ("verify", "Test that a killed run resumes with bit-identical results."),
+    "predict": ("train", "Print the predicted class and probability of each image."),
     "export": ("export", "Write a finished run's network as ONNX."),
-    "report": ("report", "Write a report on runs: one page, tables and figures."),
+    "report": ("report", "Write a report on runs: an HTML page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),
     "clean": ("clean", "List and remove files that no run needs any more."),
-    "demo": ("train", "Prepare, train and report a small dataset in seconds."),
+    "demo": ("train", "Prepare a small dataset, train on it and write a report."),
 }
 """All commands in the order of the help, each with its function's module and the first line of its docstring."""
 
@@ -113,7 +113,7 @@ class Commands(_Light, typer.core.TyperGroup):
         except BrokenPipeError:
             raise  # the reader has closed the pipe; typer exits quietly
         except MemoryError as error:
-            typer.echo(f"cnnjob: {str(error) or 'out of memory'}. Free memory and run the command again", err=True)
+            typer.echo(f"cnnjob: {str(error) or 'out of memory'}. Free some memory and run the command again", err=True)
             raise typer.Exit(1) from error
         except OSError as error:
             typer.echo(f"cnnjob: {error}. Check the file, its permissions and the free disk space", err=True)
@@ -152,7 +152,7 @@ def _options(
         bool, typer.Option("--show-completion", callback=show_callback, help="Print the completion script.")
     ] = False,
 ) -> None:
-    """Batch jobs for cluster GPUs: prepare images, train a CNN written from scratch, report.
+    """Prepare image datasets, train CNNs written from scratch, and report the results, locally or through SLURM.
 
     Example: cnnjob demo
     """

@@ -19,7 +19,7 @@ def new(
     ],
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Write a dataset's built-in job as a file to edit.
+    """Write a dataset's built-in job to a file for editing.
 
     The file is jobs/DATASET.toml. An existing file is left unchanged.
 
@@ -37,7 +37,7 @@ def new(
     path = JOBS_FOLDER / f"{content.pop('name')}.toml"
     # Checked before anything is written, so that an invalid job leaves no file.
     Job.checked({"name": path.stem, **content}, str(path))
-    comment = f"# A job for {name}, chosen by the size and number of its images. For an explanation of every key:\n"
+    comment = f"# A job for {name}, based on the size and number of its images. For an explanation of every key:\n"
     text = f"{comment}# cnnjob show --keys\n\n{format_toml(content)}\n"
     path.parent.mkdir(exist_ok=True)
     # exists() followed by a write could replace a file created in between.

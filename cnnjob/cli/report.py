@@ -25,7 +25,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     as_json: opt.JSON = False,
 ) -> None:
-    """Write a report on runs: one page, tables and figures.
+    """Write a report on runs: an HTML page, tables and figures.
 
     Open report/index.html in a browser; no network is needed. With more than 50 runs, only runs whose own folder is
     passed get their own figures.
@@ -57,7 +57,7 @@ def report(
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
     if result.without_figures:
         count = plural(len(result.without_figures), "run")
-        typer.echo(f"{count} without their own figures; to get figures for a run, pass its path")
+        typer.echo(f"no figures were drawn for {count}; to get figures of a run, pass the path of its folder")
     changed = f"{len(result.written)} of {len(result.files)} files changed"
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
 

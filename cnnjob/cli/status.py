@@ -36,7 +36,7 @@ SPARE = ("loss", "restarts", "node", "accuracy", "time left")
 def status(
     runs: opt.RUN_PATHS = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all fields, including causes, as JSON.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the table until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the table until you press Ctrl-C.")] = False,
 ) -> None:
     """Show the status of runs; for one run, also the cause.
 
@@ -183,9 +183,11 @@ def logs(
         Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.", readable=False)
     ],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Keep printing, across restarts, until the run ends.")
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines, across restarts, until the run ends.")
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of earlier lines to print.")] = 50,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="Number of lines to print from the end of the existing log.")
+    ] = 50,
 ) -> None:
     """Print the newest log of a run.
 

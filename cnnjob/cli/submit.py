@@ -29,16 +29,20 @@ JOBS = Annotated[
     typer.Argument(
         metavar="JOB",
         autocompletion=completion.jobs,
-        help="Job names or job files; by default the job of the only prepared dataset.",
+        help="Job names or job files; by default, the job for the only prepared dataset.",
     ),
 ]
 SWEEP = Annotated[
     opt.Words,
     typer.Option(
-        metavar="KEY=A,B", autocompletion=completion.settings, help="One run per value or combination of values."
+        metavar="KEY=A,B",
+        autocompletion=completion.settings,
+        help="Create one run per value, or per combination of values; can be repeated.",
     ),
 ]
-REHEARSAL = Annotated[bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run: train four steps here.")]
+REHEARSAL = Annotated[
+    bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run, train four steps on this machine.")
+]
 
 
 def submit(
@@ -70,7 +74,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all runs have ended.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Train on this machine, without SLURM.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show and rehearse the job; submit nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Show and rehearse the job without submitting anything.")
     ] = False,
     rehearsal: REHEARSAL = True,
     data: opt.DATA = DATA_FOLDER,
@@ -134,7 +138,7 @@ def _only_job(data: Path) -> str:
     if len(prepared) == 1:
         return prepared[0]
     if not prepared:
-        raise JobError(f"submit: no job specified, and no dataset in {data}/. Prepare one first")
+        raise JobError(f"submit: no job specified, and no dataset in {data}/. Prepare a dataset first")
     count = plural(len(prepared), "prepared dataset")
     raise JobError(f"submit: no job specified (found {count} in {data}/). Choose one of {', '.join(prepared)}")
 
@@ -241,7 +245,9 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
     ended = [status_from_folder(run) for run, _ in runs.values() if run not in unfinished]
     if unfinished:
         cores = plural(request.cpus_per_task, "core")
-        typer.echo(f"{parallel} at once, {cores} each. Ctrl-C stops them and saves all work. To see the progress:")
+        typer.echo(
+            f"{parallel} at a time, with {cores} each. Ctrl-C stops training and saves all work. To see the status:"
+        )
         typer.echo("  cnnjob status")
     if request.stage:
         os.environ[STAGE] = "1"  # inherited by the training processes

@@ -22,7 +22,7 @@ def train(
     runs: opt.RUNS = RUNS_FOLDER,
     stage: opt.STAGE = None,
 ) -> None:
-    """Train a job here, or resume it where it stopped.
+    """Train a job on this machine, or resume it where it stopped.
 
     Ctrl-C stops training at the next step and saves all work; run the same command to resume.
 
@@ -74,11 +74,11 @@ def predict(
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the run's dataset; by default, the one used for training.")
+        Path | None, typer.Option(help="Folder of the run's dataset; by default, the folder used for training.")
     ] = None,
     as_json: opt.JSON = False,
 ) -> None:
-    """Print the predicted class and its probability per image.
+    """Print the predicted class and probability of each image.
 
     Images of the run's own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation
     image. Their true class is printed too. Image files are scaled if their size differs from that of the training
@@ -93,7 +93,7 @@ def predict(
     print_notes(Run(run))
     for size in sorted({each.scaled_from for each in predictions if each.scaled_from}):
         typer.echo(
-            f"cnnjob: scaled from {size[0]}×{size[1]} pixels; the network was trained on one image size",
+            f"cnnjob: images of {size[0]}×{size[1]} pixels were scaled to the size of the training images",
             err=True,
         )
     for each in predictions:
@@ -113,9 +113,10 @@ def predict(
 
 
 def demo() -> None:
-    """Prepare, train and report a small dataset in seconds.
+    """Prepare a small dataset, train on it and write a report.
 
-    The digits are part of scikit-learn, so nothing is downloaded. The three commands are printed as they run.
+    This takes only seconds. The digits are part of scikit-learn, so nothing is downloaded. The three commands are
+    printed as they run.
 
     Example: cnnjob demo
     """

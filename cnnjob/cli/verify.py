@@ -26,7 +26,7 @@ def verify_resume(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
     steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs needed for this many steps.")] = 2000,
-    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 5,
+    kills: Annotated[int, typer.Option(min=1, help="Number of times to kill the run.")] = 5,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for the kill times; random by default.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep both runs in this new folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -40,16 +40,16 @@ def verify_resume(
     gpus: opt.GPUS = None,
     sbatch: opt.SBATCH = None,
     wait_minutes: Annotated[
-        float, typer.Option(min=0, help="On a cluster: time limit for both runs, queueing included.")
+        float, typer.Option(min=0, help="On a cluster, the time limit for both runs, including time in the queue.")
     ] = 120,
     data: opt.DATA = DATA_FOLDER,
 ) -> None:
-    """Test that a killed run ends with the same bits.
+    """Test that a killed run resumes with bit-identical results.
 
     The job runs once without interruption, and once with kills at random moments. With any sbatch option, both runs are
     submitted to SLURM, in a folder under verify-resume/; Ctrl-C cancels them.
 
-    The exit code is 0 if the bits are the same, and 1 if they differ. In that case, the first differences are listed
+    The exit code is 0 if the bits are the same, and 1 if they differ. If they differ, the first differences are listed,
     and both runs are kept.
 
     Example: cnnjob verify-resume digits --kills 3
@@ -147,7 +147,7 @@ def _print_comparison(comparison: "RunComparison", kept: Path | None, *, as_json
     print_table(["SHA-256", "uninterrupted", "killed", ""], _digests(comparison))
     typer.echo()
     for difference in comparison.differences:
-        values = f"{difference.uninterrupted} uninterrupted, {difference.killed} killed"
+        values = f"{difference.uninterrupted} in the uninterrupted run, {difference.killed} in the killed run"
         typer.echo(f"{difference.part}: {difference.where} is {values}")
     for remark in comparison.remarks:
         typer.echo(remark)

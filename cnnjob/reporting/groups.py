@@ -57,7 +57,7 @@ class Group:
 
     @property
     def dataset(self) -> str:
-        """The dataset's name and the first digits of the digest."""
+        """The dataset's name and the first digits of its digest."""
         return str(self.records[0].settings.get("dataset"))
 
     @cached_property
@@ -109,7 +109,7 @@ class GroupDifference:
             return f"{names} share no seeds, so they cannot be compared."
         mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
         if half is None:
-            return f"{names} share only one seed, for which they differ by {_signed(mean)} points: too few to compare."
+            return f"{names} share only one seed (difference {_signed(mean)} points), so they cannot be compared."
         # `better` has the higher mean over all of its seeds, but the paired difference is only over the shared seeds,
         # so it can have the opposite sign.
         if self.is_significant and mean < 0:
@@ -176,7 +176,7 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
 
 
 def _with_labels(groups: list[Group]) -> list[Group]:
-    """Label each group by its job and its distinguishing settings, or by job and number if that is too long."""
+    """Label each group by its job and its distinguishing settings; long labels become the job and a number."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}

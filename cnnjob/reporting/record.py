@@ -92,7 +92,7 @@ class Record:
     filters: np.ndarray | None = None
     """Weights of the first convolution, (K, K, C, F) floating."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of the digest."""
+    """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Record:
 
 
 def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
-    """Return as much of a run folder as can be read; no error is raised, whatever the folder contains.
+    """Return the record of a run folder, with as much as can be read; no error is raised, whatever the folder contains.
 
     Args:
         run: a run in any state; nothing in its folder is changed.
@@ -157,7 +157,7 @@ def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, r
     except CnnjobError as error:
         record.reasons.append(str(error))
     except _UNREADABLE as error:
-        record.reasons.append(f"{summary.run.path}: not readable as a run, {type(error).__name__}: {error}")
+        record.reasons.append(f"{summary.run.path}: cannot be read as a run ({type(error).__name__}: {error})")
     else:
         return True
     return False
@@ -202,7 +202,7 @@ def _in_words(block: dict[str, Any]) -> str:
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
-    """Yield each setting with its dotted key; tables in a list are numbered from 1, a list of scalars is one value."""
+    """Yield each setting with its dotted key; tables in a list are numbered from 1; a list of scalars is one value."""
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
         if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
@@ -236,7 +236,8 @@ def _why_unfinished(summary: RunSummary) -> str:
     if summary.attempt["why"]:
         return str(summary.attempt["why"])
     if summary.original:
-        return f"lost: a copy of {summary.original}, made while that run was training; run its command to resume"
+        copied = f"a copy of {summary.original}, made while that run was being trained"
+        return f"lost: {copied}; run the same command to resume the copy"
     return "lost: the process died without recording why; run the same command to resume"
 
 
@@ -250,7 +251,7 @@ def _read_result(summary: RunSummary, record: Record) -> None:
         record.remarks.append(OPTIMISTIC)
     record.row["test_time_augmentation"] = views = str(result.get("test_time_augmentation", "none"))
     if views != "none":
-        record.remarks.append(f"test-time augmentation: {views}; metrics use the mean over transformed images")
+        record.remarks.append(f"test-time augmentation: {views}; the metrics use the mean over the transformed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
         record.remarks.append(f"bits may differ from step {step}: resumed with different versions or threads")
 

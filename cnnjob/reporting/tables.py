@@ -18,7 +18,7 @@ _UNITS = (
     "Accuracy, precision, recall and F1 on the test images are fractions from 0 to 1; `_macro` is a mean over classes. "
     "The loss is in nats per image."
 )
-_TOO_MANY = "There are too many runs to draw figures for each. To get figures for some runs, specify those runs."
+_TOO_MANY = "There are too many runs to draw figures for each. To get figures of a run, pass the path of its folder."
 _OF_GROUPS = "Mean ± half the width of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")

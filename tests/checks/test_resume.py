@@ -194,7 +194,8 @@ def test_a_difference_is_exit_1_and_keeps_both_runs(tmp_path: Path) -> None:
     thread.join()
     assert found.exit_code == 1, found.output
     [folder] = (tmp_path / "tmp").iterdir()
-    assert re.search(r"^weights: \S+\[.+\] is \S+ uninterrupted, \S+ killed$", found.stdout, re.MULTILINE)
+    values = r"\S+ in the uninterrupted run, \S+ in the killed run"
+    assert re.search(rf"^weights: \S+\[.+\] is {values}$", found.stdout, re.MULTILINE)
     assert f"both runs are kept in {folder}\n" in found.stdout
     assert re.search(r": the bits differ in weights\n$", found.stdout)
 

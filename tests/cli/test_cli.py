@@ -83,7 +83,7 @@ def test_prepare_and_show(here: Path) -> None:
     assert "no checksum" not in shown.stdout
     with h5py.File(here / "d.h5", "r+") as file:
         file.attrs.pop("sha256")
-    assert "its attributes have no checksum, as an older version wrote it" in cnnjob("show", "d.h5").stdout
+    assert "its attributes have no checksum, because an older version wrote it" in cnnjob("show", "d.h5").stdout
     corrupt(here / "d.h5", 60_000)
     damaged = cnnjob("show", "d.h5")
     assert damaged.exit_code == 3
@@ -212,7 +212,7 @@ def test_predict_of_images_held_out_and_of_other_sizes(here: Path) -> None:
     assert (found.exit_code, found.stderr) == (0, ""), found.output
     assert re.search(r"^val:0 +(row|column|corner)", found.stdout, re.MULTILINE)
     scaled = cnnjob("predict", str(run), "wide.png", "fits.png")
-    assert scaled.stderr == "cnnjob: scaled from 9×12 pixels; the network was trained on one image size\n"
+    assert scaled.stderr == "cnnjob: images of 9×12 pixels were scaled to the size of the training images\n"
 
 
 @pytest.mark.usefixtures("here")

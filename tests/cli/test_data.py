@@ -213,7 +213,7 @@ def test_show_lists_every_file_by_what_it_contains(here: Path) -> None:
     (here / "data" / "broken.h5").write_bytes(b"x")
     listed = cnnjob("show").stdout
     assert re.search(
-        r"^mnist +data/mnist.h5 +8 images, 8x9 colour, 2 classes; from another source", listed, re.MULTILINE
+        r"^mnist +data/mnist.h5 +8 images, 8x9 colour, 2 classes; not a published source", listed, re.MULTILINE
     )
     assert re.search(r"^digits +data/numbers.h5 +1,797 handwritten digits", listed, re.MULTILINE)
     assert re.search(r"^broken +data/broken.h5 +data/broken.h5: ", listed, re.MULTILINE)

@@ -172,7 +172,7 @@ def test_what_the_data_cannot_tell_is_said() -> None:
         "(95 % interval −126.06 to +128.06, 2 shared seeds)."
     ]
     assert sentences(*group(0.6, rate=0.1), *group(0.5, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 share only one seed, for which they differ by +10.00 points: too few to compare."
+        "rate 0.1 and rate 0.2 share only one seed (difference +10.00 points), so they cannot be compared."
     ]
     assert sentences(record(0.6, 0, rate=0.1), record(0.5, 1, rate=0.2)) == [
         "rate 0.1 and rate 0.2 share no seeds, so they cannot be compared."

@@ -608,7 +608,7 @@ def test_a_folder_whose_name_is_no_text_is_listed(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_looked_into_is_listed(tmp_path: Path) -> None:
     row = only(Run(tmp_path / ("x" * 300)))
     assert row["state"] == "foreign"
-    assert row["reason"].startswith("not readable as a run, OSError: ")
+    assert row["reason"].startswith("cannot be read as a run (OSError: ")
 
 
 def test_a_word_that_is_no_text_can_be_written(tmp_path: Path) -> None:

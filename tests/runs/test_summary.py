@@ -63,7 +63,7 @@ def test_a_copy_has_no_submission_and_the_report_names_its_original(tmp_path: Pa
     assert waits == [[True], [False]]
     assert [read_summary(one).original for one in (run, copy)] == ["", str(run.path)]
     assert read_record(copy, "copy").reasons == [
-        f"lost: a copy of {run.path}, made while that run was training; run its command to resume"
+        f"lost: a copy of {run.path}, made while that run was being trained; run the same command to resume the copy"
     ]
 
 

@@ -29,7 +29,7 @@ from tests.helpers.slurm_runs import only_run
 @pytest.mark.usefixtures("no_slurm")
 def test_the_job_of_the_one_prepared_dataset() -> None:
     none = cnnjob("submit", "--dry-run", "--data", "nowhere")
-    assert (none.exit_code, "no job specified, and no dataset in nowhere/. Prepare one" in none.stderr) == (2, True)
+    assert (none.exit_code, "no job specified, and no dataset in nowhere/. Prepare a" in none.stderr) == (2, True)
     Path("jobs").mkdir()
     Path("jobs/toy.toml").write_text(JOB_OF_NUMPY)
     one = cnnjob("submit", "--dry-run", "--no-rehearsal")

@@ -126,7 +126,7 @@ def test_the_command(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0, done.output
     assert done.stdout == (
         f"{finished.name}.onnx: 1,235 parameters, opset 20; images uint8 N×6×6×1 in, probabilities float32 N×3 out\n"
-        "the run's test-time augmentation (flip) is not part of the file\n"
+        "the run's test-time augmentation (flip) is not included in the file\n"
     )
     told = cnnjob("export", finished, "--output", "net.onnx", "--json")
     said = json.loads(told.stdout)
