@@ -26,7 +26,7 @@ class Attempt:
     reached: int | None
     """The last step that the attempt is known to have completed."""
     lost_steps: int | None
-    """Steps that the next attempt had to repeat; None if unknown or if there is no next attempt."""
+    """Number of steps that the next attempt had to repeat; None if unknown or if there is no next attempt."""
     why: str
     """Why the attempt ended; empty if it has not ended."""
     decision: str

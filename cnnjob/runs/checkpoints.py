@@ -41,7 +41,7 @@ class TrainingProgress:
     best_epoch: int = 0
     """The epoch with the best weights so far, from 1; 0 before the first evaluation."""
     best_accuracy: float = -1.0
-    """The best epoch's accuracy on the selection split, in 0..1, or its number if the last epoch is always selected."""
+    """The best epoch's accuracy on the selection split, in 0..1; the epoch's number if the last is always selected."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record per completed epoch."""
     epoch_seconds: float = 0.0
@@ -51,7 +51,7 @@ class TrainingProgress:
     cpu_seconds: float = 0.0
     """Processor time since the start, not including lost work."""
     bits_may_differ_from_step: int | None = None
-    """The step from which results may differ in their bits from those of an uninterrupted run; None if they do not."""
+    """The step from which results may not be bit-identical to those of an uninterrupted run; None if they all are."""
 
 
 @dataclass(frozen=True)

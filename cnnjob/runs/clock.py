@@ -19,7 +19,7 @@ from the time since boot, which cannot be set."""
 
 
 def age_seconds(path: Path, *folders: Path) -> float:
-    """Return the seconds since a path was modified, by its file system's clock; negative if that is in the future.
+    """Return the seconds since a path was modified, measured by its file system's clock; negative if in the future.
 
     Args:
         path: an existing path; a link is not followed.

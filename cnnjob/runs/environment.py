@@ -204,8 +204,8 @@ def available_memory_bytes(
         variables: environment variables, including SLURM's.
 
     Returns:
-        The minimum of the kernel's estimate and of what is left under the limits of the control groups and of the SLURM
-        job.
+        The smallest of three numbers: the kernel's estimate, what is left under the control groups' limits, and what is
+        left under the SLURM job's limit.
     """
     free = _kernel_estimate(proc)
     # /proc/meminfo shows the whole machine, even inside a container or a SLURM job with less memory.

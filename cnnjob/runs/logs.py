@@ -13,9 +13,9 @@ from cnnjob.runs.restart_log import read_slurm_records
 from cnnjob.runs.run import Run
 
 POLL_SECONDS = 0.5
-"""Polling interval when following a log."""
+"""Polling interval, in seconds, when following a log."""
 _APART_SECONDS = 60.0
-"""A ``log.txt`` newer than the newest SLURM job's log by more than this was written by training outside SLURM."""
+"""If ``log.txt`` is newer than the newest SLURM job's log by more than this, training outside SLURM wrote it."""
 _TAIL_BYTES = 65536
 _MOST_BYTES = 64 * _TAIL_BYTES
 """Maximum number of bytes read at once; also the maximum shown of a log without line breaks."""

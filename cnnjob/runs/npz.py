@@ -148,7 +148,7 @@ def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> i
 
 
 def _local_header(info: zipfile.ZipInfo) -> bytes:
-    """Return the local header before a member's data; sizes above 2 GiB are in a zip64 field after the name."""
+    """Return the local header that precedes a member's data; sizes above 2 GiB are in a zip64 field after the name."""
     size, name = info.file_size, info.filename.encode()
     is_large = size > zipfile.ZIP64_LIMIT
     version, shown, extra = (45, _IN_64_BITS, struct.pack("<2H2Q", 1, 16, size, size)) if is_large else (20, size, b"")

@@ -140,7 +140,7 @@ def heartbeat_age_seconds(record: Path) -> float:
 def ahead_seconds(record: Path) -> float:
     """Return how many seconds in the future an attempt's last heartbeat is dated.
 
-    The result is 0 for at most ``SKEW_SECONDS``, and if there is no record.
+    The result is 0 if that is at most ``SKEW_SECONDS``, or if there is no record.
 
     Args:
         record: the path of the attempt's record.

@@ -24,7 +24,10 @@ from cnnjob.slurm.submit.code_snapshot import CODE, snapshot_folder
 YOUNG_SECONDS = 3600.0
 """Age, in seconds, below which a file or folder may still be in use."""
 FOREIGN_SECONDS = 86400.0
-"""The same age for files that were written on other hosts, since it cannot be checked whether the writer is alive."""
+"""Age, in seconds, below which a file written on another host may still be in use.
+
+It cannot be checked from here whether the process that wrote the file is alive.
+"""
 _CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
 
 
@@ -82,7 +85,7 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
 def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
     """Return the given runs as leftovers after checking that none of them is in use.
 
-    Finished runs can be removed, too.
+    Finished runs may be among them.
 
     Args:
         runs: the runs to remove; duplicates are allowed.

@@ -19,7 +19,7 @@ from cnnjob.slurm.scheduler.queue import QueuedJob, QueueListing
 from cnnjob.slurm.scheduler.times import parse_time
 
 ANSWER_SECONDS = 10.0
-"""Time limit for all scheduler queries together."""
+"""Time limit, in seconds, for all scheduler queries together."""
 NO_LONGER_QUEUED = {"finished", "damaged"}
 """States of runs about which SLURM is not queried."""
 

@@ -10,9 +10,9 @@ from cnnjob.slurm.scheduler import job_states
 from cnnjob.slurm.status import Answer, query_statuses
 
 FIRST_SECONDS, LONGEST_SECONDS = 2.0, 60.0
-"""Initial and maximum pause between two queries; the pause doubles until a run ends."""
+"""Initial and maximum pause between two queries, in seconds; the pause doubles until a run ends."""
 SILENT_SECONDS = 1800.0
-"""Maximum time to wait for a scheduler that does not answer."""
+"""Maximum time, in seconds, to wait for a scheduler that does not answer."""
 
 
 def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
