@@ -38,7 +38,7 @@ from cnnjob.jobs.schema import Settings, describe_problems, format_value, is_old
 from cnnjob.jobs.settings import DataSettings, ResourceSettings, TrainSettings
 
 FORMAT = 3
-"""Version of the job format, part of the digest and of ``job.json``; incremented when a default or meaning changes.
+"""Version of the job format, in the digest and in ``job.json``; incremented when a key's default or meaning changes.
 
 An unfinished run in an older format is not resumed; :mod:`cnnjob.jobs.older` translates its job."""
 # The name becomes part of a folder name: no slash, and no leading dot or dash.
@@ -52,7 +52,7 @@ DefaultJob = Callable[[str], dict[str, Any] | None]
 def _require_job_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "input should be a letter, a digit or _, followed by at most 99 of these characters, spaces or .+-, "
+            "input should be at most 100 letters, digits, spaces or any of _.+-, starting with a letter, a digit or _, "
             f"found {format_value(name)}"
         )
     return name

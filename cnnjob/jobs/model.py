@@ -102,7 +102,7 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _find_kind(block: Any) -> str | None:
-    """Return a block's kind, identified by the key that only this kind has; None if there is not exactly one."""
+    """Return a block's kind, identified by the key that only this kind has; None unless there is exactly one."""
     if not isinstance(block, dict):
         return getattr(block, "kind", None)
     kinds = [kind for kind in KINDS if kind in block]

@@ -272,7 +272,11 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["report", "gone"], 3, "gone: no such file or folder"),
         (["report", "data"], 3, "no runs"),
         (["predict", "gone", "x.png"], 3, "gone: no such run"),
-        (["train", "toy.toml", "--set", "name=../evil"], 2, "name: input should be a letter, a digit or _"),
+        (
+            ["train", "toy.toml", "--set", "name=../evil"],
+            2,
+            "name: input should be at most 100 letters, digits, spaces",
+        ),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],
 )

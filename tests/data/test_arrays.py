@@ -248,7 +248,7 @@ def test_svhn(tmp_path: Path, *, compressed: bool) -> None:
         ("a.mat", b"MATLAB 7.3", "a MATLAB file. Save its arrays with numpy.savez; or for SVHN, specify the folder"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file from another program"),
         ("train-images-idx3-ubyte", idx(TRAIN), "a single IDX file"),
-        ("a.txt", b"hello", "not a folder, an archive or arrays .found b'hello'"),
+        ("a.txt", b"hello", "not a folder, an archive or an array file .found b'hello'"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:

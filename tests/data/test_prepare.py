@@ -299,7 +299,7 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
         (JobError, "not an address .*. Specify http", {"name": "cifar10", "source": "http://[::1"}),
         (DataError, "no such file or folder", {"name": "cifar10", "source": "nowhere"}),
         (DataError, "no such folder", {"name": "folder", "source": "nowhere"}),
-        (DataError, "not a folder, an archive or arrays .found", {"name": "folder", "source": __file__}),
+        (DataError, "not a folder, an archive or an array file .found", {"name": "folder", "source": __file__}),
     ],
 )
 def test_arguments_that_cannot_be(out: Path, error: type[CnnjobError], message: str, arguments: dict[str, str]) -> None:

@@ -35,7 +35,7 @@ class Entry:
         unpacked: the same files after unpacking.
         mirrors: base URLs to which a file name is appended, in the order in which they are tried.
         folder: folder created by unpacking the archive.
-        shapes: shape (N, H, W, C) of the images of each split.
+        shapes: shape (N, H, W, C) of each split's image array.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def layouts(self) -> tuple[tuple[str, ...], ...]:
-        """Sets of file names, in order of preference; the files of any one set are the complete dataset."""
+        """Sets of file names, in order of preference; the files of any one set form the complete dataset."""
         archives = tuple((f"{self.archive}{suffix}",) for suffix in ARCHIVE_SUFFIXES) if self.archive else ()
         return tuple(
             dict.fromkeys([tuple(file.name for file in self.files), *archives, tuple(f.name for f in self.unpacked)])

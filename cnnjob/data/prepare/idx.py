@@ -61,7 +61,7 @@ def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
     """Yield the images and labels of both splits, a few MiB at a time.
 
     Args:
-        files: the four IDX files by their published names, gzipped or plain.
+        files: the four IDX files, gzipped or plain, by their published names.
 
     Yields:
         Chunks of images (N, H, W, 1).

@@ -41,7 +41,7 @@ class Prepared:
         dataset: the prepared dataset.
         created: whether this call wrote the file; if not, a complete file from the same source already existed.
         seconds: duration of the call.
-        description: what the source was recognised as, in one line; empty for a published dataset.
+        description: detected type of the source, in one line; empty for a published dataset.
         warnings: warnings about the source, one line each.
     """
 

@@ -118,7 +118,9 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
     for signature, description, advice in _OTHER_FILES:
         if start.startswith(signature):
             raise DataError(f"{source}: {description}. {advice}")
-    raise DataError(f"{source}: not a folder, an archive or arrays (found {start[:8]!r}). Specify the image folder")
+    raise DataError(
+        f"{source}: not a folder, an archive or an array file (found {start[:8]!r}). Specify the image folder"
+    )
 
 
 def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:

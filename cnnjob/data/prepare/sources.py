@@ -83,7 +83,7 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
 
 
 def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str], pin: str) -> None:
-    """Refuse a file unless every known checksum of the published one matches."""
+    """Refuse a file unless it matches every known checksum of the published file."""
     published = {file.name: file for file in (*entry.files, *entry.unpacked)}
     # A renamed archive is compared with the published one.
     expected = published.get(name, entry.files[0])

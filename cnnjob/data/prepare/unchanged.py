@@ -29,7 +29,7 @@ class Remembered:
     Attributes:
         fingerprint: :func:`fingerprint` of the source and the options.
         sha256: checksums of the source.
-        description: what the source was recognised as.
+        description: detected type of the source.
         warnings: warnings about the source.
         version: version of cnnjob that prepared it.
     """
@@ -46,7 +46,7 @@ def fingerprint(source: Path, options: FolderOptions) -> str | None:
 
     Args:
         source: a file or a folder.
-        options: how the source is read; the table of labels is treated as one of its files.
+        options: how the source is read; the table of labels is treated as one of the source's files.
 
     Returns:
         The digest; None if a file was changed so recently that another change might not alter its time, or if the

@@ -59,7 +59,7 @@ class DatasetContents:
         sha256: SHA-256 of each source file, by name.
         blocks: the images, in chunks; nothing is parsed before the first chunk is requested.
         warnings: warnings about the source, one line each.
-        description: what the source was recognised as, in one line.
+        description: detected type of the source, in one line.
         faults: the reason why each skipped file is unusable, by file name; complete once all blocks have been read.
         class_folders: the folders that contain the class folders.
         remarks: notes for the user on how images were read, each with the number of images concerned; complete once

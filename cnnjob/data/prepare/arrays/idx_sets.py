@@ -29,7 +29,7 @@ _EMNIST = re.compile(r"(?i)(?<![a-z])emnist")
 
 
 def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
-    """Find the IDX files among the files in a folder.
+    """Find the IDX sets among the files in a folder.
 
     Args:
         root: the folder.

@@ -48,7 +48,7 @@ class ArraySet:
     """Labelled images stored as arrays.
 
     Attributes:
-        description: what the images were recognised as, in one line.
+        description: detected type of the source, in one line.
         splits: the images of each split.
         files: the files that were read.
         class_names: class name of each label; defaults to the label itself.
@@ -132,8 +132,8 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
     for stream in streams.values():
         height, width, channels = stream.shape[1:]
         if channels not in _CHANNELS or not 0 < height * width <= MAX_PIXELS:
-            raise DataError(f"{stream.where}: the images are not greyscale or RGB (found {stream.shape[1:]} each, as "
-                            f"height, width, channels). Convert them to 1 or 3 channels")  # fmt: skip
+            raise DataError(f"{stream.where}: the images are not greyscale or RGB (found the height, width and "
+                            f"channels {stream.shape[1:]}). Convert them to 1 or 3 channels")  # fmt: skip
         if stream.labels.shape != (stream.shape[0],):
             raise DataError(
                 f"{stream.where}: the numbers of labels and images differ (found {stream.labels.size:,} labels "
