@@ -27,7 +27,7 @@ HEADER = (
 )
 
 DATA = "data"
-"""Argument that selects the measurement of dataset reading instead of workloads."""
+"""Argument with which the command measures dataset reading instead of workloads."""
 TURN_SECONDS = 0.2
 
 

@@ -211,7 +211,7 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 
 def _job_name(dataset: "Dataset") -> str:
-    """Return the argument of ``cnnjob train`` that trains on a dataset.
+    """Return the job to pass to ``cnnjob train`` in order to train on a dataset.
 
     It is the dataset's name, or the path of its file if the name would not select this dataset. The path selects the
     dataset's built-in job.
@@ -379,7 +379,7 @@ def _verify(path: Path, *, as_json: bool) -> None:
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:
-    """Return a prepared dataset's properties for JSON; the keys are part of the public interface."""
+    """Return a prepared dataset's properties as a dict for JSON; the keys are part of the public interface."""
     return {
         "path": str(dataset.path),
         "name": dataset.name,

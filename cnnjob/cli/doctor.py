@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"ok": "green", "note": "yellow", "bad": "red"}
 INDENT, NARROWEST, LONGEST = 24, 20, 10_000
-"""Column where the text starts; minimum text width on a terminal; text width elsewhere, so that lines stay whole."""
+"""Column where the text starts, minimum text width on a terminal, and text width if stdout is not a terminal."""
 
 
 def doctor(

@@ -1,7 +1,7 @@
 """Matplotlib figures: learning curves, confusion matrices, first-layer filters.
 
 Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplot or global state. It does not depend
-on the user's ``matplotlibrc``, and :func:`to_bytes` returns equal bytes for equal figures. The palette is safe for
+on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for the same figure. The palette is safe for
 colour-blind readers. Names are printed literally and never parsed as formulas.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Format = Literal["pdf", "png", "svg"]
 
 LEGEND_LIMIT = 50
-"""With more curves than this, there is no legend: it would be larger than the figure."""
+"""With more curves than this, there is no legend, as it would be larger than the figure."""
 COUNTS_LIMIT = 20
-"""With more classes than this, a confusion matrix has no counts in its cells: they would not fit."""
+"""With more classes than this, a confusion matrix has no counts in its cells, as they would not fit."""
 LABELS_LIMIT = 100
 """With more classes than this, a confusion matrix names only every second, third, … class."""
 

@@ -202,7 +202,10 @@ def _in_words(block: dict[str, Any]) -> str:
 
 
 def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
-    """Yield each setting with its dotted key; tables in a list are numbered from 1; a list of scalars is one value."""
+    """Yield each setting with its dotted key.
+
+    Tables in a list are numbered from 1; a list of scalars is one value.
+    """
     members = value.items() if isinstance(value, dict) else enumerate(value, start=1)
     for key, member in members:
         if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:

@@ -33,7 +33,9 @@ _LATEX = {
 
 
 def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> bytes:
-    """Format rows as CSV with full precision, empty cells for unknown values, and no cells that act as formulas.
+    """Format rows as CSV with full precision and empty cells for unknown values.
+
+    Cells that a spreadsheet would evaluate as formulas are escaped.
 
     Args:
         rows: one dict per row.

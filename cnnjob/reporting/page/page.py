@@ -1,7 +1,8 @@
 """The report as a self-contained HTML page that loads nothing from the network or from other files.
 
-The template engine escapes all text read from files; no HTML is built here. The page contains no date, so that equal
-runs give equal bytes. Curves are drawn as inline SVG without Matplotlib, which is fast enough for a thousand runs.
+The template engine escapes all text read from files; no HTML is built here. The page contains no date, so that the
+same runs give the same bytes. Curves are drawn as inline SVG without Matplotlib, which is fast enough for a thousand
+runs.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
 
 MAX_PICTURED_RUNS = sections.MAX_DETAILED_RUNS
-"""With more runs than this, the page has no images or matrices: it would be too large for an email."""
+"""With more runs than this, the page has no images or matrices, as it would be too large for an email with them."""
 _SEEDS_SHOWN = 30
 
 

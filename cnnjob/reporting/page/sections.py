@@ -17,9 +17,13 @@ from cnnjob.runs.attempts import Attempt
 MAX_DETAILED_RUNS = 100
 """With more runs than this, the runs' sections have no images, curves or matrices."""
 _THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MAX_DETAILED_RUNS, 8, 44, 64))
-"""Per row: maximum number of runs on the page, images per run, size of each in pixels, and its number of colours."""
+"""Limits on the test images of a run. Each row applies up to a number of runs on the page.
+
+A row contains this number of runs, the number of images per run, and the maximum size in pixels and the maximum number
+of colours of an image; None is no limit.
+"""
 MAX_MATRIX_CLASSES = 20
-"""With more classes than this, a matrix is drawn as an image: numbers in its cells would be illegible."""
+"""With more classes than this, a matrix is drawn as an image, as numbers in its cells would be illegible."""
 WORST_PAIRS = 5
 """Number of class pairs that are listed as most often confused."""
 _TIMELINE_WIDTH = 720
