@@ -14,7 +14,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import BatchNorm, Block, Conv, Dense, Dropout, GlobalPool, Network, Residual
 from cnnjob.nn.cpu.backend import NumPyBackend
 from cnnjob.nn.cuda.backend import CudaBackend
-from cnnjob.nn.initialisers import WHITENING_IMAGES
+from cnnjob.nn.initialisers import count_whitening_images
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation
@@ -27,12 +27,12 @@ from cnnjob.nn.workers import Workers, available_cores
 ARITHMETIC = 1
 """Version of the arithmetic, incremented whenever a code change may alter the bits of a run's results.
 
-It is recorded with the environment of each run.
+It is recorded with the environment of each run, to warn when a run is resumed. A change that affects only the initial
+values does not count, since a resumed run does not compute them again.
 """
 
 __all__ = [
     "ARITHMETIC",
-    "WHITENING_IMAGES",
     "AdamW",
     "Augmentation",
     "Backend",
@@ -60,5 +60,6 @@ __all__ = [
     "Workers",
     "available_cores",
     "build_step_inputs",
+    "count_whitening_images",
     "require_trainable",
 ]

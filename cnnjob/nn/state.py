@@ -7,7 +7,7 @@ import numpy as np
 from cnnjob.nn.arena import Array, BufferLayout, shape_only_array
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network
-from cnnjob.nn.initialisers import WHITENING_IMAGES, draw_initial_values, whitening_filters
+from cnnjob.nn.initialisers import count_whitening_images, draw_initial_values, whitening_filters
 from cnnjob.nn.optimisers import Optimiser
 from cnnjob.nn.pixels import PixelNormalisation
 
@@ -72,8 +72,7 @@ class State:
         first = next(iter(network.parameters.values()))
         whitening = np.zeros(0)
         if first.init == "whitening" and images is not None and pixels is not None:
-            normalised = images[:WHITENING_IMAGES] * pixels.scale + pixels.shift
-            whitening = whitening_filters(normalised, first.shape)
+            whitening = whitening_filters(images[: count_whitening_images(images.shape[1:])], first.shape, pixels)
         values = {
             name: draw_initial_values(parameter, seed, parameter_index, whitening)
             for parameter_index, (name, parameter) in enumerate(network.parameters.items())

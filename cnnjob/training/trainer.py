@@ -169,10 +169,11 @@ class Trainer:
         """Return the images from which whitening filters are computed; None if the network has no such filters."""
         if not any(parameter.init == "whitening" for parameter in self.classifier.network.parameters.values()):
             return None
-        indices = self.training_indices[self.training_indices < nn.WHITENING_IMAGES]
+        count = nn.count_whitening_images(self.dataset.image_shape)
+        indices = self.training_indices[self.training_indices < count]
         if isinstance(self.images, RowReader):
             return self.images[indices]
-        images: Array = self.backend.host(self.images[: nn.WHITENING_IMAGES])[indices]
+        images: Array = self.backend.host(self.images[:count])[indices]
         return images
 
     def _restore(self, checkpoint: Checkpoint) -> None:

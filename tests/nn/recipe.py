@@ -42,7 +42,9 @@ class Recipe:
         self.optimiser, self.backend = build_optimiser(job.train), nn.NumPyBackend(workers)
         self.pixels, self.options = build_pixels(job.data, dataset.mean, dataset.std), build_training_options(job)
         self.state = nn.State(self.network, self.optimiser, self.backend)
-        self.state.initialise(self.network, seed, images[chosen[: nn.WHITENING_IMAGES]], self.pixels)
+        self.state.initialise(
+            self.network, seed, images[chosen[: nn.count_whitening_images(images.shape[1:])]], self.pixels
+        )
         self.inputs = nn.build_step_inputs(self.backend, images, labels, whole, size, seed)
         self.inputs.order[:] = chosen[permutation(len(chosen), seed, Purpose.ORDER, 0)[: whole * size]]
         total = whole * job.train.epochs

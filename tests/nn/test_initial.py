@@ -1,5 +1,6 @@
 """First weights: filters that whiten, filters that hand channels through, and the spread of the others."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,29 @@ def test_whitened_patches_are_uncorrelated_and_of_variance_one(filters: int) -> 
 
 
 def test_the_largest_variance_comes_first_and_constant_patches_do_not_blow_up() -> None:
-    images = textured() / 255
-    filters = whitening_filters(images, (2, 2, 3, 24)).reshape(12, 24)[:, :12]
+    pixels = nn.PixelNormalisation.standardised((0.5,) * 3, (0.2,) * 3)
+    filters = whitening_filters(textured(), (2, 2, 3, 24), pixels).reshape(12, 24)[:, :12]
     lengths = np.linalg.norm(filters, axis=0)
     assert np.all(np.diff(lengths) >= -1e-9)  # 1/√λ grows
-    dark = whitening_filters(np.zeros((3, 5, 5, 1)), (2, 2, 1, 8))
+    pixels = nn.PixelNormalisation.standardised((0.0,), (1.0,))
+    dark = whitening_filters(np.zeros((3, 5, 5, 1), np.uint8), (2, 2, 1, 8), pixels)
     assert np.isfinite(dark).all()
     assert np.abs(dark).max() <= WHITENING_EPS**-0.5 + 1e-9
+
+
+def test_whitening_takes_little_memory_and_gives_the_covariance_of_numpy() -> None:
+    """All patches of these images at once have 370 MB, and numpy.cov copies them."""
+    images = np.random.default_rng(0).integers(0, 256, (500, 64, 64, 3), np.uint8)
+    images[..., 1] = images[..., 0] // 2
+    pixels = nn.PixelNormalisation.standardised((0.5,) * 3, (0.2,) * 3)
+    tracemalloc.start()
+    filters = whitening_filters(images, (3, 3, 3, 54), pixels).reshape(27, 54)[:, :27]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 150 << 20
+    seen = np.lib.stride_tricks.sliding_window_view(images * pixels.scale + pixels.shift, (3, 3), axis=(1, 2))
+    covariance = np.cov(np.moveaxis(seen, 3, -1).reshape(-1, 27).T.astype(np.float64))
+    np.testing.assert_allclose(filters.T @ (covariance + WHITENING_EPS * np.eye(27)) @ filters, np.eye(27), atol=1e-9)
 
 
 @pytest.mark.parametrize(("C", "F", "kernel"), [(3, 5, 3), (4, 2, 3), (3, 3, 1), (2, 4, 5)])
