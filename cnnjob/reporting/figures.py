@@ -30,7 +30,7 @@ Notes = dict[str, dict[str, str]]
 
 
 class Drawing(NamedTuple):
-    """A figure that has not been drawn yet."""
+    """A figure to draw: a function and its arguments."""
 
     draw: "Callable[..., Figure]"
     """A function in :mod:`cnnjob.reporting.plots`."""

@@ -7,7 +7,7 @@ import numpy as np
 TILES_LIMIT = 64
 """Maximum number of images per row and per column; with more, they would be too small to see."""
 PICTURE_CHANNELS = {1, 3}
-"""Numbers of channels for which a filter is shown as one image: one is greyscale, three are RGB."""
+"""Numbers of channels for which a filter is shown as one image: 1 for greyscale, 3 for RGB."""
 ENLARGED = 3
 """Width and height of one weight on the sheet, in pixels."""
 _GAP = (0.70, 0.78, 0.88)  # between filters; no single-channel filter has this colour

@@ -176,7 +176,7 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
 
 
 def _with_labels(groups: list[Group]) -> list[Group]:
-    """Label each group by its job and its distinguishing settings; long labels become the job and a number."""
+    """Label each group by its job and its distinguishing settings, or by its job and a number if that is too long."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}
@@ -245,7 +245,7 @@ def _enclosing_tables(key: str) -> Iterator[str]:
 def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys whose values differ between jobs, in order of first appearance.
 
-    Jobs that do not have a key's table are not compared in that key.
+    A key is compared only between jobs that have its table.
     """
     keys = dict.fromkeys(key for values in settings for key in values)
     # repr, because 1, 1.0 and True are equal.
@@ -258,7 +258,7 @@ def _applies(key: str, settings: dict[str, Any]) -> bool:
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each dotted key's shortest unambiguous name, which consists of the last words of the key.
+    """Return each dotted key's shortest unambiguous name, which consists of the last few words of the key.
 
     The name of a key in a nested table includes the table, as in ``batch_norm.eps``.
     """

@@ -37,7 +37,7 @@ _MARGIN = 0.04
 XAxis = Literal["epoch", "time"]
 _UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _MIN_UNITS = 2
-"""A time axis uses the largest unit for which the longest training time is at least this many units."""
+"""A time axis uses the largest unit in which the longest training time is at least this number."""
 
 
 @dataclass(frozen=True)
