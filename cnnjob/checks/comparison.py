@@ -56,7 +56,7 @@ class RunComparison:
     """The comparison of an uninterrupted and a killed run."""
 
     run: str
-    """Name of both runs."""
+    """Name, which is the same for both runs."""
     steps: int
     seed: int
     """Seed for the random moments of the kills."""

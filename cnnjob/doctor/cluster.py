@@ -100,7 +100,7 @@ def check_cluster(cluster: Cluster) -> Iterator[Finding]:
     yield from _partitions(cluster, list(here.partitions.values()))
     yield _accounts(cluster)
     requeueing = (
-        "a job that ends early is requeued" if here.requeues else "off; a job that ends early submits its successor"
+        "a job that ends early is requeued" if here.requeues else "off; a job that ends early submits a successor"
     )
     yield Finding("requeueing", "ok", requeueing)
     signal = "its own signal" if here.signals_preempted else "SIGTERM"
@@ -144,7 +144,9 @@ def _accounts(cluster: Cluster) -> Finding:
         message = "no SLURM accounting: --account is not needed; status comes from the run folders and the queue"
         return Finding("accounts", "ok", message)
     if not cluster.accounts:
-        return Finding("accounts", "note", "you have no account", "ask the administrators; sbatch may refuse your jobs")
+        return Finding(
+            "accounts", "note", "SLURM lists no account for you", "ask the administrators; sbatch may refuse your jobs"
+        )
     return Finding("accounts", "ok", f"yours: {', '.join(cluster.accounts)}")
 
 

@@ -27,7 +27,7 @@ TOO_LITTLE_SPACE_BYTES, LITTLE_SPACE_BYTES = 1e9, 10e9
 FEW_INODES = 10_000
 SLOW_RENAME_SECONDS = 0.5
 CLOCK_NOTE_SECONDS, CLOCK_BAD_SECONDS = 5.0, HEARTBEAT_LIMIT_SECONDS / 5
-"""Clock differences above which the finding is ``note`` or ``bad``; ``bad`` means that a run may wrongly be lost."""
+"""Clock differences above which the finding is ``note`` or ``bad``. If ``bad``, a run may wrongly count as lost."""
 WRITES, RACES, RACERS = 5, 20, 8
 """Number of timed writes, number of races to create a file, and number of threads per race."""
 QUOTA_SECONDS = 20
@@ -42,7 +42,7 @@ COHERENT_TYPES = {"ceph", "gpfs", "lustre"}
 THIS_MACHINE_ONLY = "on this machine only, not between nodes"
 UNKNOWN_SCOPE = "on this machine; unknown between nodes"
 REFUSED = 3
-"""Exit code of a process that was refused a lock because another process holds it."""
+"""Exit code of a process that could not acquire a lock because another process holds it."""
 LOCK_CODE = f"""import errno, fcntl, sys
 file = open(sys.argv[1], "w")
 try:
@@ -156,7 +156,7 @@ def _exclusive(folder: Path) -> Finding:
 
 
 def _locks(folder: Path, mount: Mount) -> Finding:
-    """Check that a file locked by one process cannot be locked by another; this keeps submissions apart."""
+    """Check that a file locked by one process cannot be locked by another; submissions depend on this."""
     advice = "concurrent submissions are detected only in SLURM's queue, which each of them queries afterwards"
     with (folder / "lock").open("w") as file:
         try:
@@ -196,7 +196,7 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
 def _lock_scope(kind: str, options: Sequence[str]) -> str:
     """Return where locks are valid, according to the type and the options of the mount."""
     if kind in LOCAL_TYPES:
-        return "between processes of this machine"
+        return "between processes on this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:
         return THIS_MACHINE_ONLY
     return "between nodes too" if kind.startswith("nfs") or kind in COHERENT_TYPES else UNKNOWN_SCOPE

@@ -49,7 +49,8 @@ def write_profile(name: str, partition: str | None = None) -> Path:
 def best_partition(cluster: Cluster) -> Partition | None:
     """Return the best partition for training; None if there is none that this user may use.
 
-    Partitions with GPUs come first, then those that are not preempted, the default partition, and those with more GPUs.
+    Partitions with GPUs are preferred, then those that are not preempted, then the default partition, and then those
+    with the most GPUs.
     """
     ranks = []
     for partition in filter(cluster.may_use, cluster.site.partitions.values()):

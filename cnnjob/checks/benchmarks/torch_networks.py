@@ -98,7 +98,7 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
     """Yield, for each tensor in a module, its name in cnnjob, the tensor itself, and the order of its axes.
 
-    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert between the two orders.
+    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert it between cnnjob and torch.
     """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block

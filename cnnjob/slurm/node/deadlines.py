@@ -26,7 +26,7 @@ from cnnjob.slurm.scheduler.times import parse_time
 from cnnjob.training.stopping import Deadline
 
 LAST_SECONDS = 10.0
-"""Time that the batch script needs before the job's end to restart the run."""
+"""Time before the end of the job that is reserved for the batch script to restart the run."""
 ANSWER_SECONDS = 10.0
 """Maximum time that training waits for an answer from SLURM; after that, it uses the end time that it already has."""
 CHECK_SECONDS = 60.0
@@ -90,7 +90,7 @@ def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Kill this process with SIGALRM shortly before its SLURM job ends if it is still in the ``with`` block by then."""
+    """Kill this process with SIGALRM shortly before its SLURM job ends, unless it has left the ``with`` block."""
     guard = None if end == inf else _guard(end)
     try:
         yield

@@ -38,7 +38,7 @@ from cnnjob.slurm.scheduler.times import parse_duration
 RESTARTS_WITHOUT_PROGRESS = 3
 """Number of consecutive restarts without a new checkpoint after which a run is no longer restarted."""
 SIGNAL_CODES = 128
-"""Exit codes from this value upwards are those of a process killed by a signal."""
+"""An exit code of at least this value means that a signal killed the process."""
 PAUSES_SECONDS = (1, 2, 5, 10, 20, 40, *[60] * 28)
 """Pauses between queries to a scheduler that does not answer: about half an hour in total."""
 TEMPORARY_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE}
@@ -179,7 +179,7 @@ def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) ->
 
 
 class _Terminated(Exception):  # noqa: N818 - not an error
-    """SIGTERM arrived."""
+    """Raised when SIGTERM arrives."""
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
-    """Return what ended this job, and the error if the scheduler did not answer; None if it did."""
+    """Return what ended this job, and the error if the scheduler did not answer, otherwise None."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:

@@ -38,7 +38,7 @@ class JobOutcome:
 def query_outcomes(job_ids: Iterable[str], seconds: float | None = None) -> dict[str, JobOutcome]:
     """Return how SLURM jobs ended.
 
-    If a job step ran out of memory, the outcome of its job is also out of memory, although SLURM reports the job as
+    If a job step ran out of memory, the outcome of its job is ``OUT_OF_MEMORY``, although SLURM reports the job as
     ``FAILED`` if ``srun`` started the step.
 
     Args:

@@ -81,7 +81,7 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
 
 
 def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
-    """Run one of SLURM's commands and return what it prints on stderr, which is where some commands answer.
+    """Run one of SLURM's commands that answer on stderr, and return its stderr.
 
     ``scancel`` prints some refusals there even though it exits with 0.
 

@@ -19,7 +19,7 @@ _ID = re.compile(r"([0-9]{1,18})(?:\+[0-9]+)?(?:_(?:([0-9]{1,18})|\[([0-9,:-]+)(
 """Forms of an id: ``17``, ``17_3``, ``17+0`` (heterogeneous job), ``17_[3-5,9%2]`` (pending array tasks)."""
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9})(?::([0-9]{1,9}))?)?")
 _MOST_TASKS = 200_000
-"""Maximum number of ids from ranges in one answer. With ``--array``, squeue normally prints no ranges."""
+"""Maximum number of array tasks listed as ranges in one answer. With ``--array``, squeue normally prints no ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class QueueListing:
-    """squeue's answer."""
+    """The parsed output of ``squeue``."""
 
     jobs: list[QueuedJob]
     complete: bool

@@ -15,7 +15,7 @@ from cnnjob.slurm.scheduler.client import ask, is_silent
 TRIES = 2
 """Maximum number of calls to sbatch."""
 MOST_LETTERS = 200
-"""Maximum number of characters of an answer quoted in a message."""
+"""Maximum number of characters of sbatch's output that a message quotes."""
 SETTLE_SECONDS = 5.0
 """Time to wait for a job to appear in the queue after a call to sbatch that received no answer."""
 _SUBMITTED = re.compile(r"^[ \t]*Submitted batch job ([0-9]{1,18})(?: on cluster \S+)?[ \t\r]*$", re.MULTILINE)
@@ -25,7 +25,7 @@ def submit_script(comment: str, script: str, tries: int = TRIES) -> str:
     """Submit a script with sbatch and return the job's id.
 
     Args:
-        comment: the comment in the script, shared by no other job in the queue.
+        comment: the comment in the script; no other job in the queue has the same comment.
         script: path of the script.
         tries: maximum number of calls to sbatch if the scheduler does not answer.
 

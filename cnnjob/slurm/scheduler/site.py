@@ -33,7 +33,7 @@ class Partition:
     preempt_mode: str
     """What happens to the partition's jobs on preemption: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
     grace_seconds: int
-    """Time between a preempted job's warning and its end (``GraceTime``)."""
+    """Time between the signal to a preempted job and the end of the job (``GraceTime``)."""
     accounts: tuple[str, ...]
     """Accounts that may use the partition; ``("ALL",)`` if there is no restriction."""
 
@@ -155,7 +155,7 @@ def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> s
 
 
 def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
-    """Return a sentence that explains a limit and what to do."""
+    """Return a message that explains a limit and gives advice."""
     value = _query_limit_value(limit)
     if limit.option:
         clause = limit.template.format(value) if value else limit.template.replace(" ({})", "")

@@ -35,7 +35,7 @@ def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_
         One part per backend; within each part, the runs keep their order.
 
     Raises:
-        JobError: a run was started with a different backend from the one that its job requests.
+        JobError: a run's job requests a backend different from the one that the run was started with.
     """
     runs_by_backend: dict[str, list[Run]] = {}
     for job, run in jobs:

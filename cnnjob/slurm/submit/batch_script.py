@@ -98,7 +98,7 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
 
 
 def _path_lines(request: Request) -> list[str]:
-    """Return the line that sets PATH so that the script finds SLURM's commands despite an sbatch ``export`` option."""
+    """Return a line that adds SLURM's commands to PATH; none if no sbatch ``export`` option is set."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []
@@ -106,7 +106,7 @@ def _path_lines(request: Request) -> list[str]:
 
 
 def _own_code_lines(code: Path) -> list[str]:
-    """Return the lines of a shell function that makes Python run a code snapshot, whatever the environment."""
+    """Return the lines of a shell function that makes Python run a code snapshot in any environment."""
     variables = code_snapshot.environment(code)
     values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     unset = [name for name, value in variables.items() if value is None]

@@ -28,7 +28,7 @@ Contents = Mapping[str, bytes | None]
 
 
 def snapshot_folder(run: Run) -> Path:
-    """Return the folder that stores the package's current code for a run and the other runs in the same folder."""
+    """Return the snapshot folder for the package's current code; all runs in the same parent folder share it."""
     return _folder(run, _package())
 
 

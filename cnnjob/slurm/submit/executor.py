@@ -25,7 +25,10 @@ MARGIN_SECONDS = 30.0
 """Time before the end of a SLURM job at which training stops by itself if it has received no signal."""
 SCRIPT = "submission.sh"
 SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS = 5, 3
-"""submitit's default time limit and number of timeouts in a pickle; a job that stops by itself in time uses neither."""
+"""submitit's default values for a pickle's time limit and number of timeouts.
+
+A job that stops by itself in time uses neither.
+"""
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
@@ -107,7 +110,7 @@ def lacks_files(array: JobArray, job_id: str) -> bool:
 
 
 def write_missing_pickles(array: JobArray, job_id: str) -> None:
-    """Write a job's missing pickles, which were removed, or not written because the submission was killed."""
+    """Write those pickles of a job that are missing because they were removed or the submission was killed."""
     array.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_node_task(array))
     delayed.set_timeout(SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS)
@@ -129,7 +132,7 @@ def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> Non
 
 
 def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
-    """Link a job's pickles under the id of another job for the same runs, unless that job already has pickles.
+    """Link a job's pickles under the id of another job for the same runs, unless the other job already has pickles.
 
     A submission that did not receive its job's id searches the queue for the job's comment, and may find the job of
     another submission instead.

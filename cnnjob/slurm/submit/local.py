@@ -155,7 +155,7 @@ def _child_environment(code: Path) -> Iterator[None]:
 
     They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit cannot
     pass an environment to the processes it starts, so this process changes its own environment inside the block. A
-    terminal sends SIGINT to all its processes; a child process inherits the setting to ignore it.
+    terminal sends SIGINT to all of its processes; child processes of a process that ignores SIGINT ignore it too.
     """
     variables = code_snapshot.environment(code)
     saved = {name: os.environ.pop(name) for name in variables if name in os.environ}

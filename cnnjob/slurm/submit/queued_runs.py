@@ -85,7 +85,7 @@ def find_successor(array: JobArray) -> QueuedJob | None:
     """Return a successor whose submission received no answer from sbatch; None if there is none.
 
     Raises:
-        SchedulerError: the scheduler did not answer this time either.
+        SchedulerError: the scheduler did not answer.
     """
     try:
         listing = queue.list_queue([os.getuid()])
@@ -125,7 +125,7 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
 
     Args:
         array: the job's runs.
-        run: one of them.
+        run: the run, which is one of them.
         job_id: id of the job, or of the run's array task.
         comment: the comment passed to sbatch.
         shown: the comment that the queue shows, which is different if the site rewrites comments; None if unknown.

@@ -84,7 +84,7 @@ class Request(Settings):
     dependency: str | None = None
     requeue: bool | None = None
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 90
-    """How long before the time limit SLURM signals the job."""
+    """Number of seconds before the time limit at which SLURM signals the job."""
     setup: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Shell lines run before training, such as ``module load cuda``, one per string. If a line fails, the job ends."""
     stage: bool | None = None
@@ -136,7 +136,10 @@ class Request(Settings):
         return self._gpus()[1]
 
     def with_gpus(self, backend: str, *, explicit: bool = False) -> Self:
-        """Return the request with the GPUs that a backend needs: none for NumPy, otherwise those requested, or one.
+        """Return the request with the GPUs that a backend needs.
+
+        NumPy needs none. For any other backend, the requested GPUs are kept; if the request does not specify any, one
+        is added.
 
         Args:
             backend: the job's backend.
