@@ -15,6 +15,7 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
 from cnnjob.errors import DataError, JobError, format_seconds
+from cnnjob.jobs.lookup import named_toml_files
 from cnnjob.training.stopping import handled_signals
 
 if TYPE_CHECKING:
@@ -217,7 +218,6 @@ def _job_name(dataset: "Dataset") -> str:
     dataset's built-in job.
     """
     from cnnjob.data.prepare.prepare import KNOWN
-    from cnnjob.jobs.job import Job, list_jobs
 
     name, path = dataset.path.stem, str(dataset.path)
     path = f"./{path}" if path.startswith("-") else path  # not an option
@@ -226,9 +226,13 @@ def _job_name(dataset: "Dataset") -> str:
     # The job for a published dataset does not fit a user's images with the same name.
     if any(entry.name == name and entry.shapes != dataset.shapes for entry in KNOWN):
         return path
+    if name not in named_toml_files("jobs"):
+        return name
+    from cnnjob.jobs.job import Job  # takes as long to import as preparing thousands of small images
+
     # A user's job with this name may use another dataset.
     try:
-        return name if name not in list_jobs() or Job.load(name).dataset == name else path
+        return name if Job.load(name).dataset == name else path
     except JobError:  # the job file is not valid
         return path
 

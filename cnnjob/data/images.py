@@ -34,9 +34,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
 from cnnjob import files
+from cnnjob.data.plain_images import plain_image
 from cnnjob.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -72,8 +72,8 @@ _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _LIMITED: list[bool] = []
 """Not empty while the limits set by :func:`decoding_limits` are in force."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError, RuntimeError,
-               SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
+_UNREADABLE = (AssertionError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError,
+               RuntimeError, SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
                Image.DecompressionBombError, Image.DecompressionBombWarning)  # fmt: skip
 
 
@@ -289,44 +289,25 @@ def fit_pixels(
     )
 
 
-def _states_orientation(content: bytes) -> bool:
-    """Return whether a PNG file has a chunk that may contain an orientation."""
-    return b"eXIf" in content or b"Raw profile type" in content or b"XML:com.adobe.xmp" in content
-
-
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
-    """Read the most common types of small image by a shorter path, which saves a third of the time.
+    """Read the most common types of small image by a shorter path, which takes two thirds of the time.
 
     Args:
         content: a file's content.
         most_pixels: maximum height times width of an image that is read.
 
     Returns:
-        The image, as :meth:`_Opened.picture` would return it. None if the image is unusable or large, or is not an
-        opaque PNG or JPEG with 8 bits per channel and without an orientation.
+        The image, as :meth:`_Opened.picture` would return it. None if the image is large or not plain
+        (:mod:`cnnjob.data.plain_images`), or if the file may be damaged.
     """
     try:
-        if content.startswith(b"\x89PNG"):
-            image: ImageFile = PngImageFile(io.BytesIO(content))
-            special = _states_orientation(content) or image.is_animated  # type: ignore[attr-defined]
-        elif content.startswith(b"\xff\xd8\xff"):
-            image = JpegImageFile(io.BytesIO(content))
-            special = "mpoffset" in image.info or b"MPF\0" in content
-        else:
-            return None
-        width, height = image.size
-        raw_mode: Any = image.tile[0].args
-        if (
-            special
-            or width * height > min(most_pixels, _FEW_PIXELS)
-            or (raw_mode if isinstance(raw_mode, str) else raw_mode[0]) != image.mode
-            or image.mode not in {"L", "RGB"}
-            or not image.info.keys().isdisjoint((*_EXIF, "transparency"))
-        ):
-            return None
-        return Picture(_array(image), Header(height, width, image.mode == "L"), is_transparent=False, is_dim=False)
+        image = plain_image(content, min(most_pixels, _FEW_PIXELS))
     except (MemoryError, *_UNREADABLE):
         return None  # the caller opens it again, with a time limit, and reports the error
+    if image is None:
+        return None
+    head = Header(image.height, image.width, is_grey=image.mode == "L")
+    return Picture(_array(image), head, is_transparent=False, is_dim=False)
 
 
 def _array(image: Image.Image) -> np.ndarray[Any, Any]:
@@ -346,7 +327,7 @@ def _orientation(image: ImageFile, content: bytes | None) -> int:
     """Return an image's EXIF orientation, or 1 if it has none."""
     if content is not None and image.format == "PNG":
         # Pillow would decode the whole image to find out, since the chunk may follow the pixels.
-        may_have = _states_orientation(content)
+        may_have = any(key in content for key in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
     else:
         may_have = not image.info.keys().isdisjoint(_EXIF) or image.format == "TIFF"
     return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if may_have else 1

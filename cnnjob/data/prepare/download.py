@@ -32,9 +32,9 @@ _INSTEAD = "Try again later, or download the file elsewhere and pass it with --s
 
 def cache_folder() -> Path:
     """Return the folder for downloads: ``CNNJOB_CACHE_DIR`` if set, otherwise a folder in the user's cache."""
-    import pooch  # type: ignore[import-untyped]
-
-    return Path(os.environ.get("CNNJOB_CACHE_DIR") or pooch.os_cache("cnnjob"))
+    if folder := os.environ.get("CNNJOB_CACHE_DIR"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnjob"
 
 
 def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Path], None], *, progress: bool) -> Path:
@@ -82,7 +82,7 @@ def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
 
 def _transfer(address: str, target: Path, *, progress: bool) -> str:
     """Download a file; return the reason if the download fails, or an empty string if it succeeds."""
-    import pooch
+    import pooch  # type: ignore[import-untyped]
 
     if urlsplit(address).scheme not in {"http", "https"}:
         raise JobError(f"{address}: not a web address. Specify http://…, https://…, a file or a folder")

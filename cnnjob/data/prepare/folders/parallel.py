@@ -27,6 +27,7 @@ _WAITING = 3
 
 _POLL_SECONDS = 0.1
 """Maximum time for which a signal is deferred while the caller waits for a result, in seconds."""
+_SIGNALS = signal.valid_signals()  # listing them takes longer than replacing their handlers
 _STATE: list[Any] = []
 """In a worker process, a list whose only element is the state; in the calling process, an empty list."""
 
@@ -76,7 +77,7 @@ def _signals_deferred() -> Iterator[None]:
         yield
         return
     received: list[tuple[int, FrameType | None]] = []
-    handlers = {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
+    handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
     for number in handlers:
         signal.signal(number, lambda number, frame: received.append((number, frame)))
     try:

@@ -8,10 +8,10 @@ already decoded during the survey, because opening such a file takes longer than
 import hashlib
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,7 @@ _FEW_PIXELS = 64 * 64
 """Maximum height times width of an image that is decoded during the survey."""
 _MAX_KEPT_BYTES = 128 << 20
 """Maximum total size of the pixels that the survey keeps in memory, in bytes."""
-_SURVEY_TASK, _DECODE_TASK = 64, 16
+_SURVEY_TASK, _DECODE_TASK = 128, 16
 """Number of files per task, in the survey and in the second pass."""
 _FILES_PER_PROCESS = 32
 """Minimum number of files per process; with fewer, starting another process is not worthwhile."""
@@ -45,14 +45,16 @@ class ImageFile:
         label: index of the image's class.
         digest: SHA-256 of the file, 32 bytes.
         stamp: device, inode, size and time of the last inode change.
-        picture: the image, if it was decoded during the survey.
+        pixels: the decoded image, uint8 (H, W, C), if it was decoded during the survey.
+        remarks: remarks for the user on how the pixels were read.
     """
 
     name: str
     label: int
     digest: bytes = b""
     stamp: Stamp = (0, 0, 0, 0)
-    picture: Picture | None = None
+    pixels: np.ndarray | None = None
+    remarks: tuple[str, ...] = ()
 
 
 Splits = dict[str, list[ImageFile]]
@@ -89,15 +91,13 @@ class Survey:
 
 
 _T = TypeVar("_T")
+_Shape = tuple[int, ...]
 
 
-class _Examined(NamedTuple):
-    """Survey result for a usable file."""
-
-    digest: bytes
-    stamp: Stamp
-    header: Header
-    picture: Picture | None
+_Examined = tuple[bytes, Stamp, Header, tuple[str, ...], _Shape | None]
+"""Survey result for a usable file: digest, stamp, header, remarks, and the shape (H, W, C) of its decoded pixels."""
+_Read = tuple[np.ndarray, tuple[str, ...]]
+"""Pixels of an image, uint8 (H, W, C), and remarks for the user on how they were read."""
 
 
 def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, progress: bool = False) -> Survey:
@@ -120,26 +120,29 @@ def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, pr
         for label, names in enumerate(classes)
         for name in names
     ]
-    tasks = (([name for _, _, name in some], options) for some in _tasks(files, _SURVEY_TASK))
+    tasks = [*_tasks(files, _SURVEY_TASK)]
     kept_bytes = 0
     result.splits = {split: [] for split in layout.splits}
     with (
         worker_processes(_n_processes(len(files)), tree) as work,
         image_bar("survey", len(files), shown=progress) as advance,
     ):
-        examined = (one for some in work(_examine_files, tasks) for one in some)
-        for number, ((split, label, name), found) in enumerate(zip(files, examined, strict=True)):
-            if number % _SURVEY_TASK == 0:
-                advance(min(_SURVEY_TASK, len(files) - number))
-            if isinstance(found, str):
-                result.faults[name] = found
-                continue
-            image = ImageFile(name, label, found.digest, found.stamp)
-            if found.picture and kept_bytes + found.picture.pixels.nbytes <= _MAX_KEPT_BYTES:
-                image.picture = found.picture
-                kept_bytes += found.picture.pixels.nbytes
-            result.splits[split].append(image)
-            result.add(found.header, name)
+        results = work(_examine_files, (([name for _, _, name in task], options) for task in tasks))
+        for task, (examined, stacks) in zip(tasks, results, strict=True):
+            rows = {shape: iter(stack) for shape, stack in stacks.items()}
+            for (split, label, name), found in zip(task, examined, strict=True):
+                if isinstance(found, str):
+                    result.faults[name] = found
+                    continue
+                digest, stamp, head, remarks, shape = found
+                image = ImageFile(name, label, digest, stamp)
+                pixels = next(rows[shape]) if shape else None
+                if pixels is not None and kept_bytes + pixels.nbytes <= _MAX_KEPT_BYTES:
+                    image.pixels, image.remarks = pixels, remarks
+                    kept_bytes += pixels.nbytes
+                result.splits[split].append(image)
+                result.add(head, name)
+            advance(len(task))
     return result
 
 
@@ -152,33 +155,50 @@ def _n_processes(n_files: int) -> int:
     return min(len(os.sched_getaffinity(0)), max(1, n_files // _FILES_PER_PROCESS))
 
 
-def _examine_files(tree: FolderTree, task: tuple[Iterable[str], FolderOptions]) -> list[_Examined | str]:
-    """Examine files in a worker process; for an unusable file, the result is a string that describes the fault."""
+def _examine_files(
+    tree: FolderTree, task: tuple[Iterable[str], FolderOptions]
+) -> tuple[list[_Examined | str], dict[_Shape, np.ndarray]]:
+    """Examine files in a worker process.
+
+    Returns:
+        For each file, the survey result, or a string that describes why the file is unusable; and the pixels of the
+        decoded images, in the same order, as one array (N, H, W, C) per shape: pickling an array takes as long as
+        reading a small file.
+    """
     names, options = task
     results: list[_Examined | str] = []
+    pixels: dict[_Shape, list[np.ndarray]] = defaultdict(list)
+    headers: dict[Header, Header] = {}
     with decoding_limits():
         for name in names:
             try:
-                results.append(_examine_file(tree, name, options))
+                digest, stamp, head, picture = _examine_file(tree, name, options)
             except DataError as error:
                 results.append(str(error))
-    return results
+                continue
+            head = headers.setdefault(head, head)  # the same object is pickled only once
+            if picture is None:
+                results.append((digest, stamp, head, (), None))
+            else:
+                results.append((digest, stamp, head, tuple(picture.remarks()), picture.pixels.shape))
+                pixels[picture.pixels.shape].append(picture.pixels)
+    return results, {shape: np.stack(some) for shape, some in pixels.items()}
 
 
-def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> _Examined:
+def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> tuple[bytes, Stamp, Header, Picture | None]:
     path = f"{tree.root}/{name}"
     content, stamp = tree.read(name)
     if content is None:
-        found, picture = header(path), None
+        head, picture = header(path), None
         digest = tree.digest(name)
     else:
         digest = hashlib.sha256(content).digest()
-        found, picture = inspect_image(path, content, _FEW_PIXELS, options.background)
+        head, picture = inspect_image(path, content, _FEW_PIXELS, options.background)
     if picture and options.size not in {None, picture.pixels.shape[:2]} and content and content.startswith(_JPEG):
         picture = None  # like `predict`, the second pass decodes it at a fraction of its full size
     if options.skip_damaged and picture is None:
         read_picture(path, None, content=content)
-    return _Examined(digest, stamp, found, picture)
+    return digest, stamp, head, picture
 
 
 def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoReturn:
@@ -219,22 +239,23 @@ def chunks(
     """
     rows = max(1, BLOCK_BYTES // math.prod(shape))
     faults: dict[str, str] = {}
-    n_unread = sum(image.picture is None for images in found.splits.values() for image in images)
+    n_unread = sum(image.pixels is None for images in found.splits.values() for image in images)
     with worker_processes(_n_processes(n_unread), tree) as work:
-        unread = ([image for image in images if not image.picture] for images in found.splits.values())
+        unread = ([image for image in images if image.pixels is None] for images in found.splits.values())
         tasks = ((some, shape, options) for images in unread for some in _tasks(images, _DECODE_TASK))
-        decoded = (picture for pictures in work(_read_images, tasks) for picture in pictures)
+        decoded = (image for some in work(_read_images, tasks) for image in some)
         for split, images in found.splits.items():
             for start in range(0, len(images), rows):
                 some = images[start : start + rows]
                 pixels = np.zeros((len(some), *shape), np.uint8)  # (N, H, W, C)
                 for row, image in enumerate(some):
-                    picture = _fitted(tree, image, shape, options) if image.picture else next(decoded)
-                    if isinstance(picture, str):
-                        faults[image.name] = picture  # reported after the last image, together with all other faults
-                    else:
-                        pixels[row] = picture.pixels
-                        found.remarks.update(picture.remarks())
+                    image_read = next(decoded) if image.pixels is None else _fitted(tree, image, shape, options)
+                    if isinstance(image_read, str):
+                        faults[image.name] = image_read  # reported after the last image, together with all other faults
+                        continue
+                    pixels[row], remarks = image_read
+                    for remark in remarks:
+                        found.remarks[remark] += 1
                 labels = np.array([image.label for image in some])
                 yield Chunk(str(tree.root), split, start, pixels, labels, len(images))
     if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
@@ -246,24 +267,22 @@ def chunks(
         refuse_unusable(found.faults | faults, options)
 
 
-def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture | str:
+def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> _Read | str:
     """Return an image that was decoded during the survey, fitted to a shape, or a string that describes its fault."""
-    if tree.stamp(image.name) != image.stamp or not image.picture:
+    if tree.stamp(image.name) != image.stamp or image.pixels is None:
         try:
             return _read_image(tree, image, shape, options)
         except DataError as error:
             return str(error)
-    if image.picture.pixels.shape == shape:
-        return image.picture
-    return image.picture._replace(pixels=fit_pixels(image.picture.pixels, shape, options.fit, options.background))
+    return fit_pixels(image.pixels, shape, options.fit, options.background), image.remarks
 
 
 def _read_images(
     tree: FolderTree, task: tuple[Sequence[ImageFile], tuple[int, int, int], FolderOptions]
-) -> list[Picture | str]:
+) -> list[_Read | str]:
     """Read images in a worker process; for an unusable file, the result is a string that describes the fault."""
     images, shape, options = task
-    results: list[Picture | str] = []
+    results: list[_Read | str] = []
     with decoding_limits():
         for image in images:
             try:
@@ -273,7 +292,7 @@ def _read_images(
     return results
 
 
-def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> Picture:
+def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> _Read:
     """Read the pixels of one image in the second pass, after checking that the file has not changed since the survey.
 
     Raises:
@@ -288,4 +307,5 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
             raise DataError(
                 f"{path}: changed while the folder was being read. Leave the folder unchanged and prepare it again"
             )
-    return read_picture(path, shape, fit=options.fit, background=options.background, content=content)
+    picture = read_picture(path, shape, fit=options.fit, background=options.background, content=content)
+    return picture.pixels, tuple(picture.remarks())

@@ -1,0 +1,102 @@
+"""Decode plain PNG and JPEG files with Pillow's decoders, but without its parsers, which take longer for small images.
+
+A file with anything unusual is left to Pillow's parsers: only chunks and segments are accepted that affect neither the
+pixels nor the orientation, and that Pillow would accept too. The decoders receive the same bytes as from the parsers,
+so they return the same pixels and refuse the same files.
+"""
+
+import struct
+import zlib
+
+from PIL import Image
+
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_MODES = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}
+"""Pillow's mode for the end of an IHDR chunk: bits, colour type, compression, filter and interlacing."""
+_PNG_SIZE = struct.Struct(">II")  # width, height
+_PNG_CHUNK = struct.Struct(">I4s")  # length, type
+_PNG_CHUNKS = {b"bKGD": 0, b"cHRM": 32, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1, b"tEXt": 0, b"tIME": 0}
+"""Accepted chunks other than IHDR, IDAT and IEND, with the minimum length that Pillow requires."""
+_PNG_KEYS = (b"Author\0", b"Comment\0", b"Creation Time\0", b"Description\0", b"Software\0", b"Title\0", b"date:")
+"""Accepted keys of tEXt chunks; Pillow would mistake some others for an orientation or a transparent colour."""
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_SEGMENT = struct.Struct(">HH")  # marker, length
+_JPEG_FRAME = struct.Struct(">BHHB")  # bits, height, width, channels
+_JPEG_SEGMENTS = {0xFFC4: 2, 0xFFDB: 2, 0xFFDD: 4, 0xFFE0: 16, 0xFFFE: 2}  # DHT, DQT, DRI, APP0, COM
+"""Accepted segments other than frames and scans, with a minimum length that satisfies Pillow."""
+_JPEG_FRAMES = (0xFFC0, 0xFFC1, 0xFFC2)  # baseline, extended, progressive
+_JPEG_SCAN = 0xFFDA
+_MODES = {1: "L", 3: "RGB"}
+_BITS = 8
+
+
+def plain_image(content: bytes, max_pixels: int) -> Image.Image | None:
+    """Decode an opaque, upright PNG or JPEG file with 8 bits per channel.
+
+    Args:
+        content: content of a file.
+        max_pixels: maximum height times width of an image that is decoded.
+
+    Returns:
+        The image, in mode L or RGB; None if the file is anything else.
+
+    Raises:
+        struct.error, ValueError: the file may be damaged.
+    """
+    if content.startswith(_PNG_START):
+        return _png(content, max_pixels)
+    if content.startswith(_JPEG_START):
+        return _jpeg(content, max_pixels)
+    return None
+
+
+def _png(content: bytes, max_pixels: int) -> Image.Image | None:
+    mode = _PNG_MODES.get(content[24:29])
+    width, height = _PNG_SIZE.unpack_from(content, 16)
+    if mode is None or not 0 < width * height <= max_pixels or not _has_checksum(content, 12, 29):
+        return None
+    data = None
+    position = 33
+    while True:
+        length, kind = _PNG_CHUNK.unpack_from(content, position)
+        end = position + 8 + length
+        if kind == b"IEND":
+            break
+        if kind == b"IDAT":
+            if data is not None:
+                return None
+            data = content[position + 8 : end]
+        elif (
+            kind not in _PNG_CHUNKS
+            or length < _PNG_CHUNKS[kind]
+            or (kind == b"tEXt" and not content.startswith(_PNG_KEYS, position + 8))
+            or not _has_checksum(content, position + 4, end)
+        ):
+            return None
+        position = end + 4
+    return None if data is None else Image.frombytes(mode, (width, height), data, "zip", mode, 0)
+
+
+def _has_checksum(content: bytes, start: int, end: int) -> bool:
+    return content[end : end + 4] == zlib.crc32(content[start:end]).to_bytes(4)
+
+
+def _jpeg(content: bytes, max_pixels: int) -> Image.Image | None:
+    mode = None
+    width = height = 0
+    position = 2
+    while True:
+        marker, length = _JPEG_SEGMENT.unpack_from(content, position)
+        if marker == _JPEG_SCAN:
+            break
+        if marker in _JPEG_FRAMES:
+            bits, height, width, channels = _JPEG_FRAME.unpack_from(content, position + 4)
+            if mode or bits != _BITS or channels not in _MODES or length != 8 + 3 * channels:
+                return None
+            mode = _MODES[channels]
+        elif marker not in _JPEG_SEGMENTS or length < _JPEG_SEGMENTS[marker]:
+            return None
+        position += 2 + length
+    if mode is None or not 0 < width * height <= max_pixels:
+        return None
+    return Image.frombytes(mode, (width, height), content, "jpeg", mode, "")
