@@ -179,7 +179,7 @@ class Dataset:
         digest = digest_of(array, moments)
         if digest != self.array_sha256[name]:
             raise DataError(
-                f"{self.path}: damaged, {name} has sha256 {digest} (expected {self.array_sha256[name]}). {_AGAIN}"
+                f"{self.path}: damaged ({name} has sha256 {digest}, expected {self.array_sha256[name]}). {_AGAIN}"
             )
         if moments:
             self._require_moments(*moments.mean_and_std())

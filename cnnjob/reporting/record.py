@@ -387,5 +387,5 @@ def _read_filters(summary: RunSummary, record: Record) -> None:
     is_square = first is None or (first.size > 0 and first.shape[0] == first.shape[1])
     # The comparison is also false for NaN.
     if first is not None and not (is_square and first.dtype.kind == "f" and (np.abs(first) <= _LARGEST).all()):
-        raise DataError(f"{run.weights_file}: damaged, the first layer does not have square filters of finite numbers")
+        raise DataError(f"{run.weights_file}: damaged (the first layer does not have square filters of finite numbers)")
     record.filters = first

@@ -204,17 +204,17 @@ def _read_checkpoint(path: Path, digest: str, contents: ExpectedArrays | None) -
         if contents:
             contents.require(checkpoint)
     except ValueError as error:
-        raise _DamagedError(f"{path}: damaged, {error}") from error
+        raise _DamagedError(f"{path}: damaged ({error})") from error
     return checkpoint
 
 
 def _parse_header(array: np.ndarray | None, path: Path) -> dict[str, Any]:
     if array is None or array.shape or array.dtype.kind != "U":
-        raise DataError(f"{path}: damaged, it has no header")
+        raise DataError(f"{path}: damaged (it has no header)")
     try:
         head = files.parse_json(str(array))
     except ValueError as error:
-        raise DataError(f"{path}: damaged, its header is not JSON ({error})") from error
+        raise DataError(f"{path}: damaged (its header is not JSON: {error})") from error
     if isinstance(head, dict) and isinstance(head.get("format"), int) and head["format"] != FORMAT:
         raise _OtherFormatError(f"{path}: checkpoint format {head['format']}, but this version reads format {FORMAT}")
     checked: dict[str, Any] = json_files.checked(head, schemas.CheckpointHeader, str(path))

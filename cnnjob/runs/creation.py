@@ -84,8 +84,8 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
     # The digest covers only images and labels, but standardised pixels also depend on these two.
     if [[*opened.mean], [*opened.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
-            f"{opened.path}: damaged, mean and std are not those that {run.path} was created with (found "
-            f"{opened.mean}, {opened.std}). Prepare the dataset again from the same sources"
+            f"{opened.path}: damaged (mean and std are not those that {run.path} was created with, but "
+            f"{opened.mean} and {opened.std}). Prepare the dataset again from the same sources"
         )
     return opened
 

@@ -106,11 +106,11 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
     try:
         return dict(_member_arrays(memoryview(content)))
     except _ODD as error:
-        raise DataError(f"{where}: damaged, its checksum matches but cnnjob did not write it ({error})") from error
+        raise DataError(f"{where}: damaged (its checksum matches but cnnjob did not write it: {error})") from error
 
 
 def _damaged(where: str, size: int) -> str:
-    return f"{where}: damaged, its checksum does not match its {size:,} bytes"
+    return f"{where}: damaged (its checksum does not match its {size:,} bytes)"
 
 
 def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:

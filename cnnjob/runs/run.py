@@ -175,7 +175,7 @@ class Run:
         """
         data: dict[str, Any] = self.manifest()["data"]
         if not data.keys() >= DATA_KEYS:
-            raise DataError(f"{self.job_file}: damaged, its data must contain all of {', '.join(sorted(DATA_KEYS))}")
+            raise DataError(f"{self.job_file}: damaged (its data must contain all of {', '.join(sorted(DATA_KEYS))})")
         return data
 
     def job(self) -> Job:

@@ -183,7 +183,7 @@ def test_predict_of_a_dataset_that_has_changed(here: Path) -> None:
     with h5py.File(here / "data" / "toy.h5", "r+") as file:
         file["test/images"][5] ^= 1
     changed = cnnjob("predict", str(run_folder()), "test:0")
-    assert (changed.exit_code, "toy.h5: damaged, test/images has sha256" in changed.stderr) == (3, True)
+    assert (changed.exit_code, "toy.h5: damaged (test/images has sha256" in changed.stderr) == (3, True)
     assert cnnjob("predict", str(run_folder()), "train:0").exit_code == 0
 
 

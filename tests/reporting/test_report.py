@@ -401,7 +401,7 @@ def folder_for(name: str) -> Callable[[Run], object]:
 
 DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "no predictions": (lambda run: run.predictions_file.unlink(), "finished", "predictions.npz: no such file"),
-    "cut predictions": (cut("predictions.npz"), "finished", "predictions.npz: damaged, its checksum"),
+    "cut predictions": (cut("predictions.npz"), "finished", "predictions.npz: damaged (its checksum"),
     "labels of other classes": (
         arrays("predictions.npz", labels=np.full(10, 4)),
         "finished",
@@ -427,16 +427,16 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
         "finished",
         "predictions.npz: wrong_indices is [2, 9], but the order of its probabilities gives [2, 3, 4, 5, 6, 7, 8]",
     ),
-    "cut weights": (cut("weights.npz"), "finished", "weights.npz: damaged, its checksum"),
+    "cut weights": (cut("weights.npz"), "finished", "weights.npz: damaged (its checksum"),
     "weights without a number": (
         arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), np.nan)}),
         "finished",
-        "weights.npz: damaged, the first layer",
+        "weights.npz: damaged (the first layer",
     ),
     "vast filters": (
         arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), 1e300)}),
         "finished",
-        "weights.npz: damaged, the first layer",
+        "weights.npz: damaged (the first layer",
     ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),

@@ -32,7 +32,7 @@ def test_no_step_on_changed_data_is_ever_saved(tmp_path: Path, name: str, at_onc
 
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     flip()
-    with pytest.raises(DataError, match=rf"toy\.h5: damaged, {name} has sha256"):
+    with pytest.raises(DataError, match=rf"toy\.h5: damaged \({name} has sha256"):
         train(run, checked_at_once_bytes=at_once_bytes)
     assert {path.name for path in run.path.rglob("*") if path.is_file()} <= {
         *("job.json", "environment.json", "0001.json", "history.jsonl", "log.txt", "heartbeat"),
@@ -68,7 +68,7 @@ def test_statistics_that_were_changed_before_there_was_a_run_are_refused(
 def test_another_mean_is_refused(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     with_another(tmp_path / "toy.h5", "mean")
-    with pytest.raises(DataError, match=r"toy\.h5: damaged, mean and std are not those"):
+    with pytest.raises(DataError, match=r"toy\.h5: damaged \(mean and std are not those"):
         train(run)
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
     corrupt(newer)
     listener = Recorder()
     assert train(run, listener).state == "finished"
-    assert any("damaged, its checksum does not match" in line and newer.name in line for line in listener.lines)
+    assert any("damaged (its checksum does not match" in line and newer.name in line for line in listener.lines)
     assert "resumed at epoch 1, step 6" in listener.lines
     assert outcome_of(run) == expected
     assert older.name not in [path.name for path in run.checkpoints_folder.iterdir()]
