@@ -39,15 +39,14 @@ def select_backend(job: Job, run: Run) -> str:
         return "numpy"
     if not obstacle:
         return "cuda"
-    reason = ""
-    if allocated:
-        reason = f", and this SLURM job was allocated GPU {allocated}"
-    elif started_with:
-        reason = f", and {run.path} was started on a GPU"
-    raise JobError(
-        f"resources.backend: {wanted!r}{reason}, but {obstacle}. To train without a GPU, submit the job "
-        "with --gpus 0, or set resources.backend to 'numpy'"
-    )
+    reason = f", and this SLURM job was allocated GPU {allocated}" if allocated else ""
+    advice = "To train without a GPU, submit the job with --gpus 0, or set resources.backend to 'numpy'"
+    if started_with == "cuda":  # on the CPU the run would get different bits
+        reason = reason or f", and {run.path} was started on a GPU"
+        advice = (
+            "Resume the run where a GPU is available; or, to start again without one, move the run folder elsewhere"
+        )
+    raise JobError(f"resources.backend: {wanted!r}{reason}, but {obstacle}. {advice}")
 
 
 def first_backend(job: Job, run: Run) -> str | None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ STAGE = "CNNJOB_STAGE"
 """Environment variable that makes a SLURM job copy its dataset to the node's local disk before training."""
 DIGITS = 16
 """Number of digits of the dataset's digest in the copy's name."""
+_UNUSED_SECONDS = 7 * 24 * 3600
+"""Time since its last use after which another dataset's copy is removed when a new copy is made."""
+_IN_USE: list[int] = []
+"""Descriptors of the copies that this process uses; their shared locks, held until it ends, keep them from removal."""
 
 
 def local_folder() -> Path:
@@ -27,6 +32,9 @@ def local_folder() -> Path:
 
 def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path | None = None) -> Dataset:
     """Copy a dataset to the node's local disk, once per node, and return the copy.
+
+    Copies of other datasets that no process uses are removed if they were last used more than a week ago, or if the
+    space is needed.
 
     Args:
         dataset: the dataset.
@@ -43,11 +51,16 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
     copy = folder / f"{dataset.digest[:DIGITS]}.h5"
     try:
         _make_private(folder)
-        with _lock(copy.with_suffix(".lock"), lambda: say(f"{copy}: another process is copying the dataset; waiting")):
+        lock = copy.with_suffix(".lock")
+        with _lock(lock, lambda: say(f"{copy}: another process is copying the dataset; waiting")):
             if staged := _find_copy(copy, dataset):
                 say(f"{copy}: using the copy of {dataset.path} on this node")
-                return staged
-            return _copy(dataset, copy, say)
+            else:
+                staged = _copy(dataset, copy, say)
+            _IN_USE.append(os.open(copy, os.O_RDONLY | os.O_CLOEXEC))
+            fcntl.flock(_IN_USE[-1], fcntl.LOCK_SH)
+            os.utime(lock)  # the time of the last use
+            return staged
     except OSError as error:
         raise DataError(
             f"{copy}: {dataset.path} cannot be copied to this node's disk ({files.reason_of(error)}). Free space "
@@ -90,8 +103,13 @@ def _find_copy(copy: Path, dataset: Dataset) -> Dataset | None:
 
 
 def _copy(dataset: Dataset, copy: Path, say: Callable[[str], object]) -> Dataset:
-    size, free = dataset.path.stat().st_size, shutil.disk_usage(copy.parent).free
-    if size > free:
+    size = dataset.path.stat().st_size
+    others = [path for path in copy.parent.glob("*.h5") if path != copy]
+    for other in sorted(others, key=_last_used):
+        is_old = time.time() - _last_used(other) > _UNUSED_SECONDS
+        if (is_old or size > shutil.disk_usage(copy.parent).free) and _remove_unused(other):
+            say(f"{other}: removed, since no process uses this copy")
+    if size > (free := shutil.disk_usage(copy.parent).free):
         raise DataError(
             f"{copy.parent}: too little space for a copy of {dataset.path} (found {free / 1e9:.1f} GB free, "
             f"{size / 1e9:.1f} GB needed). Set TMPDIR to another disk, or train without --stage"
@@ -104,3 +122,28 @@ def _copy(dataset: Dataset, copy: Path, say: Callable[[str], object]) -> Dataset
             raise DataError(f"{dataset.path}: replaced while it was being copied. Run the same command again")
         staged.verify()
     return Dataset.open(copy)
+
+
+def _last_used(copy: Path) -> float:
+    with suppress(OSError):
+        return copy.with_suffix(".lock").stat().st_mtime
+    return 0.0
+
+
+def _remove_unused(copy: Path) -> bool:
+    """Remove a copy unless another process uses it or is about to; return whether it was removed."""
+    lock = copy.with_suffix(".lock")
+    handles: list[int] = []
+    try:
+        # First the lock held while a process looks for the copy, then the one held while a process uses it.
+        for path, flags in ((lock, os.O_RDWR | os.O_CREAT), (copy, os.O_RDONLY)):
+            handles.append(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            fcntl.flock(handles[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        copy.unlink()
+        lock.unlink()
+    except OSError:  # in use, or already removed by another process
+        return False
+    finally:
+        for handle in handles:
+            os.close(handle)
+    return True

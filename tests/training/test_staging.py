@@ -54,6 +54,27 @@ def test_processes_on_one_node_share_a_copy(tmp_path: Path) -> None:
     assert sorted(found.suffix for found in (tmp_path / "node").iterdir()) == [".h5", ".lock"]
 
 
+def test_copies_that_no_process_uses_are_removed_after_a_week(tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    kept = stage_dataset(dataset(tmp_path), print, node).path  # this process uses it
+    recent, old = node / f"{'1' * 16}.h5", node / f"{'2' * 16}.h5"
+    for path in (recent, old):
+        path.write_bytes(b"x")
+        path.with_suffix(".lock").touch()
+    for path in (kept, old):
+        os.utime(path.with_suffix(".lock"), (0, 0))
+    (tmp_path / "other").mkdir()
+    lines: list[str] = []
+    new = stage_dataset(dataset(tmp_path / "other", images=100), lines.append, node).path
+    assert {path.name for path in node.iterdir()} == {
+        path.with_suffix(suffix).name for path in (kept, recent, new) for suffix in (".h5", ".lock")
+    }
+    assert lines[0] == f"{old}: removed, since no process uses this copy"
+    os.utime(kept.with_suffix(".lock"), (0, 0))
+    assert stage_dataset(dataset(tmp_path), print, node).path == kept
+    assert kept.with_suffix(".lock").stat().st_mtime > 0
+
+
 def test_a_damaged_dataset_is_not_copied(tmp_path: Path) -> None:
     data = dataset(tmp_path)
     corrupt(data.path, data.stored("train").offset + 5)
