@@ -121,7 +121,7 @@ def prepare(
 
 @contextmanager
 def ending_as_interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block on every stop signal, as on Ctrl-C, so that unfinished files are removed.
+    """Raise KeyboardInterrupt inside the ``with`` block on any stop signal, so that unfinished files are removed.
 
     Python ignores exceptions in some places, such as weak reference callbacks. If a KeyboardInterrupt is ignored there,
     it is raised again a moment later.

@@ -271,7 +271,7 @@ def _print_end(status: "Status") -> None:
 
 
 def _print_held(status: "Status") -> None:
-    """Print why a SLURM job does not start by itself, and the command that resolves it."""
+    """Print why a SLURM job does not start by itself and, if there is one, the command that changes that."""
     from cnnjob.slurm.diagnosis import diagnose
 
     command = diagnose(status).command

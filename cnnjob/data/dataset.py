@@ -541,5 +541,5 @@ def _require_labels(name: str, labels: h5py.Dataset, classes: int) -> None:
     for block in blocks(labels):
         if block.max() >= classes:
             raise ValueError(
-                f"a label does not refer to a class (found {block.max()} in {name}, with {classes} classes)"
+                f"a label does not refer to a class (found {block.max()} in {name}, but only {classes} classes)"
             )

@@ -167,7 +167,7 @@ def number(file: h5py.File, name: str) -> np.ndarray:
     """
     attribute = _attribute(file, name)
     if attribute.get_type().get_class() not in _NUMBERS:
-        raise ValueError(f"an attribute is not numeric (found another type for {name})")
+        raise ValueError(f"the attribute {name} is not numeric")
     return np.asarray(file.attrs[name])
 
 
@@ -181,20 +181,20 @@ def text(file: h5py.File, name: str) -> str:
     kind = attribute.get_type()
     # A variable-length string is stored in the global heap, so the size of the attribute does not limit its length.
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str() or attribute.shape != ():
-        raise ValueError(f"an attribute is not a fixed-length string (found another type for {name})")
+        raise ValueError(f"the attribute {name} is not a fixed-length string")
     try:
         return bytes(file.attrs[name]).decode()
     except UnicodeDecodeError:
-        raise ValueError(f"an attribute is not valid UTF-8 (found invalid bytes in {name})") from None
+        raise ValueError(f"the attribute {name} is not valid UTF-8") from None
 
 
 def _attribute(file: h5py.File, name: str) -> h5py.h5a.AttrID:
     """Open an attribute and check its size without reading it."""
     if not h5py.h5a.exists(file.id, name.encode()):
-        raise ValueError(f"an attribute is missing (found no {name})")
+        raise ValueError(f"the attribute {name} is missing")
     attribute = h5py.h5a.open(file.id, name.encode())
     if attribute.shape is None:
-        raise ValueError(f"an attribute has no value (found none for {name})")
+        raise ValueError(f"the attribute {name} has no value")
     if attribute.get_storage_size() > min(_MOST_ATTRIBUTE_BYTES, file.id.get_filesize()):
-        raise ValueError(f"an attribute is too large (found {attribute.get_storage_size():,} bytes in {name})")
+        raise ValueError(f"the attribute {name} is too large (found {attribute.get_storage_size():,} bytes)")
     return attribute

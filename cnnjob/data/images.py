@@ -244,7 +244,7 @@ def read_picture(
     content: bytes | None = None,
     most_seconds: float = MOST_SECONDS,
 ) -> Picture:
-    """Read an image and make it upright, opaque, with 8 bits per channel, and fitted to a shape.
+    """Read an image, turn it upright, make it opaque with 8 bits per channel, and fit it to a shape.
 
     Args:
         path: the file; only its name is used if ``content`` is given.
@@ -290,7 +290,7 @@ def fit_pixels(
 
 
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
-    """Read the most common types of small image by a shorter path, which takes two thirds of the time.
+    """Read the most common types of small image by a faster path, which takes two thirds of the time.
 
     Args:
         content: a file's content.

@@ -1,8 +1,8 @@
-"""Decode plain PNG and JPEG files with Pillow's decoders, but without its parsers, which take longer for small images.
+"""Decode plain PNG and JPEG files with Pillow's decoders, but without its parsers, which are slow for small images.
 
-A file with anything unusual is left to Pillow's parsers: only chunks and segments are accepted that affect neither the
-pixels nor the orientation, and that Pillow would accept too. The decoders receive the same bytes as from the parsers,
-so they return the same pixels and refuse the same files.
+A file with anything unusual is left to Pillow's parsers: optional chunks and segments are accepted only if they affect
+neither the pixels nor the orientation, and if Pillow would accept them too. The decoders receive the same bytes as they
+would from the parsers, so they return the same pixels and refuse the same files.
 """
 
 import struct

@@ -57,7 +57,7 @@ _EXPECTED = {
 
 
 def _require_float32(value: Any) -> Any:
-    """Replace -0.0, which would change the digest, with 0.0; refuse other numbers below float32's normal range."""
+    """Replace -0.0, which would change the digest, with 0.0; refuse numbers too close to 0 for a normal float32."""
     if not isinstance(value, float):
         return value
     if 0 < abs(value) < _SMALLEST:

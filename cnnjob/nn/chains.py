@@ -63,7 +63,7 @@ class Chain:
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _build_links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
-        """Return the operations of the layers in order, without dropout for evaluation."""
+        """Return the operations of the layers in order; for evaluation, dropout is left out."""
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
             shape = layer.input_shape

@@ -28,7 +28,7 @@ class Lookahead:
     """Exponent of t / T, the completed fraction of training."""
 
     def alphas(self, steps: range, total: int) -> Array:
-        """Return α after each of the given steps, or −1 after steps without a reset.
+        """Return Lookahead's α for each of the given steps, or −1 for steps that are not followed by a reset.
 
         Args:
             steps: the steps, counted from the start of training.

@@ -198,8 +198,8 @@ def _job(group: Group) -> str:
 def _shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys of the settings that differ between groups.
 
-    If the networks have different kinds of blocks, settings of single blocks are not comparable. They are then replaced
-    by the one-line description of all blocks, provided that the groups still differ.
+    If the networks have different kinds of blocks, the settings of individual blocks are not comparable. They are then
+    replaced by the one-line description of all blocks, provided that the groups still differ.
     """
     keys = differing_settings(settings)
     kinds = {tuple(_BLOCK_KINDS.findall(values.get(BLOCKS, ""))) for values in settings}

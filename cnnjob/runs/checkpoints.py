@@ -181,7 +181,7 @@ def _step_of(path: Path) -> int:
 
 
 class _OtherFormatError(DataError):
-    """The checkpoint has another format; the one before it has the same format, so it is not restored instead."""
+    """The checkpoint has another format, and so does the one before it; neither can be restored."""
 
 
 class _DamagedError(DataError):

@@ -86,7 +86,7 @@ def stop_process(status: Status) -> Cancellation:
 
 
 def _stop_remote_process(status: Status) -> Cancellation:
-    """Ask a process that cannot be signalled from here to stop, or return a message with the command that stops it."""
+    """Stop a remote process through its job step, if possible; otherwise, return a message with the command to run."""
     if status.is_elsewhere:
         return _not_cancelled(status.summary, _advise_other_cluster(status.summary))
     if status.summary.attempt.get("job_step"):

@@ -318,7 +318,7 @@ def test_what_cannot_be_packed(
 
 
 def test_a_fraction_beside_a_test_folder(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(JobError, match="it already has test images"):
+    with pytest.raises(JobError, match="already has test images"):
         packed(trees(tmp_path / "root", "train", "test"), out, test_fraction=0.2)
 
 
@@ -354,7 +354,7 @@ def test_a_dataset_may_lie_beside_the_splits(tmp_path: Path) -> None:
 def test_a_source_is_never_overwritten(root: Path) -> None:
     for name, source in (("cifar10", root / "cat" / "0000.png"), ("folder", root / "cat" / "0000.png")):
         before = source.read_bytes()
-        with pytest.raises(JobError, match=r"0000\.png: it is also the source"):
+        with pytest.raises(JobError, match=r"0000\.png: is also the source"):
             prepare(name, source, source=source, force=True)
         assert source.read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""Benchmark training steps in cnnjob, in torch and in the course's algorithm, along with lower bounds (floors).
+"""Benchmark training steps of cnnjob, of torch and of an algorithm taught in a course, with lower bounds (floors).
 
 All engines take turns in one process, so that a change in the machine's speed affects all of them. Ratios to torch are
 computed for each turn, and only between engines on the same device with the same precision.

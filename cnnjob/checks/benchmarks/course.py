@@ -1,4 +1,4 @@
-"""The algorithm as it is taught in a course: float64, patches by fancy indexing, a new array for every result.
+"""Training steps by an algorithm taught in a course: float64, patches by fancy indexing, a new array for every result.
 
 Images have the shape (N, C, H, W). The algorithm is the baseline for the speed-up and is not used for training.
 """

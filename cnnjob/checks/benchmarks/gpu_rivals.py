@@ -13,7 +13,7 @@ WARM_UPS = 3
 
 
 def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by row name; empty without torch, without a GPU for torch, or for a single-block workload."""
+    """Return the engines by row name; empty if torch is missing or finds no GPU, or for a single-block workload."""
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:

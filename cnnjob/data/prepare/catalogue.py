@@ -25,7 +25,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """Catalogue entry of a dataset known by name.
+    """Catalogue entry for a dataset that ``cnnjob prepare`` knows by name.
 
     Attributes:
         name: name of the dataset in ``cnnjob prepare``.

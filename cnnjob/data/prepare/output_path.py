@@ -50,7 +50,7 @@ def require_not_source(out: Path, source: Path) -> None:
     """
     target = target_of(out)
     if target == target_of(source) and not target.is_dir():
-        raise JobError(f"{out}: it is also the source (found --source {source}). Choose another --out")
+        raise JobError(f"{out}: is also the source (found --source {source}). Choose another --out")
 
 
 def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
@@ -71,7 +71,7 @@ def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> Non
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
             first = target.relative_to(read).parts[0]
             raise JobError(
-                f"{out}: it would be among the images in {root} (in its subfolder {first}). Choose another --out"
+                f"{out}: would be among the images in {root} (in its subfolder {first}). Choose another --out"
             )
 
 
@@ -117,7 +117,8 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
     Args:
         out: the file to be written.
         name: name of the requested dataset.
-        sha256: checksums of the requested dataset's source files; None if they are not yet known, so not compared.
+        sha256: checksums of the requested dataset's source files; None if they are not known yet, in which
+            case they are not compared.
         options: how the requested dataset's source files are read.
 
     Returns:

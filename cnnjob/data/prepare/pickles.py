@@ -57,13 +57,13 @@ class _Kind:
 
 
 class _Text:
-    """Replacement for ``_codecs.encode``, which pickles with a protocol below 3 call to create bytes."""
+    """Replacement for ``_codecs.encode``, which creates bytes in pickles with a protocol below 3."""
 
     def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # returns bytes, not an instance
         return text.encode("latin-1")
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore the state, since there is never an instance."""
+        """Prevent a pickle from setting attributes of this class, which has no instances."""
 
 
 # NumPy 2 moved numpy.core to numpy._core, so pickles may name either.

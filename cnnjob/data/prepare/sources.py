@@ -97,9 +97,9 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
 
 
 def pin_of(sha256: Mapping[str, str]) -> str:
-    """Return the value that ``--sha256`` is compared with: the SHA-256 of a single file, or of a list of several files.
+    """Return the value that ``--sha256`` is compared with: the SHA-256 of a single file, or of a list of checksums.
 
-    The latter is the output of ``sha256sum * | sha256sum`` in a folder that contains only these files.
+    For several files, it is the output of ``sha256sum * | sha256sum`` in a folder that contains only these files.
 
     Args:
         sha256: the SHA-256 of each file, by name.

@@ -109,7 +109,7 @@ def scalars(arguments: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def each(device: Device, name: str, images: int, size: int, *arguments: Any) -> Task:
-    """Plan a kernel with one thread per value, ``size`` per image; both counts are passed as its last arguments."""
+    """Plan a kernel with one thread per value; ``images`` and ``size`` (values per image) become its last arguments."""
     # Images beyond the grid's limit are handled by a loop in the kernels.
     grid = (max(1, -(-size // THREADS)), min(images, MAX_BLOCKS))
     return partial(device.launch, name, grid, (THREADS, 1), scalars([*arguments, images, size]))

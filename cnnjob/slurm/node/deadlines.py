@@ -5,8 +5,8 @@
 The end time changes if the time limit is changed or the job is suspended, so SLURM is always queried again before the
 job is stopped.
 
-The command above is the guard. It runs in a child process and kills the training process if that no longer responds,
-early enough for the batch script to restart the run.
+The command above is the guard. It runs in a child process. If the training process no longer responds, the guard kills
+it early enough for the batch script to restart the run.
 """
 
 import os

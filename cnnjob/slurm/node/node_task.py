@@ -91,7 +91,7 @@ class NodeTask:
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
-        """Train; if another submission is withdrawing a later job, wait for that job to release the run."""
+        """Train the run; if a later job for it is being withdrawn, wait until that job has released the run."""
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Decide whether to restart a run after an attempt, and restart it; every batch script calls this before it exits.
+"""Decide whether to restart a run after an attempt and, if so, restart it; each batch script calls this before exiting.
 
     python -P -m cnnjob.slurm.node.restart FOLDER CODE
 

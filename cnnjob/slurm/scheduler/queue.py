@@ -109,7 +109,7 @@ def _parse_rows(answer: str, mark: str) -> list[list[str]]:
 
 
 def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
-    """Return whether a line that could not be parsed may be about a job from cnnjob or one of the given jobs."""
+    """Return whether an unparsable line may be about a job that cnnjob submitted, or about one of the given jobs."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
     if not number or len(row) != len(FIELDS):  # no part of the line is reliable
         return True

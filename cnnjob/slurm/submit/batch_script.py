@@ -1,7 +1,7 @@
 """The batch script of a submission: submitit's script plus shell lines that decide whether to restart a run.
 
-The script survives every signal that can be trapped until its job step has ended. Its EXIT trap then decides whether to
-restart the run, and exits with the exit code of the job step.
+Until its job step has ended, the script survives every signal that can be trapped. Its EXIT trap then decides whether
+to restart the run, and exits with the exit code of the job step.
 """
 
 import shlex

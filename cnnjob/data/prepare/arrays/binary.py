@@ -107,7 +107,7 @@ def _records(paths: Sequence[Path], record: int) -> Iterator[np.ndarray]:
         with open_regular(path) as file:
             while content := file.read(step * record):
                 if len(content) % record:
-                    raise DataError(f"{path}: it ends within a record of {record:,} bytes. {_AGAIN}")
+                    raise DataError(f"{path}: ends within a record of {record:,} bytes. {_AGAIN}")
                 yield np.frombuffer(content, np.uint8).reshape(-1, record)
 
 

@@ -105,7 +105,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
 
 
 def _name_of(key: str) -> str:
-    """Return a name for a set: the last meaningful part of its folder's path, or the prefix of its files."""
+    """Return a name for a set: the last meaningful part of its folder's path, or the prefix of its file names."""
     parts = [part for part in key.split("/") if part not in {"raw", "gzip", ""}]
     return (parts[-1] if parts else "idx").lower()
 

@@ -111,7 +111,7 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
         )
     fraction = options.test_fraction
     if "test" in streams and fraction is not None:
-        raise JobError(f"{options.source}: it already has test images (found --test-fraction {fraction}). "
+        raise JobError(f"{options.source}: already has test images (found --test-fraction {fraction}). "
                        "Omit --test-fraction")  # fmt: skip
     if "test" not in streams and fraction is None:
         how = ", with test_fraction=0.2" if found.sha256 else f":\n  {options.command(test_fraction=0.2)}"
@@ -162,7 +162,7 @@ def _survey(stream: LabelledStream, values: np.ndarray, split: str) -> list[Imag
     labels = np.searchsorted(values, stream.labels).tolist()
     digests = [hashlib.sha256(image).digest() for block in stream.blocks() for image in np.ascontiguousarray(block)]
     if len(digests) != len(labels):
-        raise DataError(f"{stream.where}: it ends too early (found {len(digests):,} of {len(labels):,} images)")
+        raise DataError(f"{stream.where}: ends too early (found {len(digests):,} of {len(labels):,} images)")
     pairs = enumerate(zip(digests, labels, strict=True))
     return [ImageFile(f"{split}[{row}]", label, digest) for row, (digest, label) in pairs]
 

@@ -22,7 +22,7 @@ from cnnjob.data.prepare.folders.tree import (
     is_visible,
     stamp_of,
 )
-from cnnjob.errors import DataError, plural
+from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 _DAMAGED = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -96,10 +96,9 @@ class ZipTree(FolderTree):
         listing = listing_of(self.root, files, [path for path in folders if path != "."])
         visible = {self._stored_names[path] for path in listing.files}
         if encrypted := [info for info in members if info.flag_bits & _ENCRYPTED and info.filename in visible]:
-            count, first = plural(len(encrypted), "such member"), encrypted[0].filename
             raise DataError(
-                f"{self.root}: encrypted (found {count}, e.g. {first}). Unpack it with its password, and specify the "
-                "folder"
+                f"{self.root}: contains encrypted files (found {len(encrypted):,}, e.g. {encrypted[0].filename}). "
+                "Unpack it with its password, and specify the folder"
             )
         unclear = [name for info, name in zip(members, names, strict=True) if not _has_clear_name(info, name)]
         if unclear:

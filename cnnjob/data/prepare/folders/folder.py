@@ -274,7 +274,7 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
     if "test" in layout.splits:
         if options.test_fraction is not None:
             raise JobError(
-                f"{tree.root}: it already has test images (found --test-fraction {options.test_fraction}). "
+                f"{tree.root}: already has test images (found --test-fraction {options.test_fraction}). "
                 "Omit --test-fraction"
             )
         return layout

@@ -122,7 +122,13 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
 
 
 def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
-    """Return the file to which each row refers by its path or the end of its path, with or without the suffix."""
+    """Return the file to which each row refers.
+
+    A row contains the file's path, or only the end of the path, with or without the suffix.
+
+    Raises:
+        DataError: a row matches no file or several files, or another row refers to the same file.
+    """
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
         for end in _ends(path):
