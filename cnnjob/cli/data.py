@@ -442,7 +442,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
-    """Return a job's dataset and True or, if it has not been prepared, the catalogue's description of it and False."""
+    """Return a job's dataset and True, or, if it has not been prepared, its catalogue description and False."""
     from cnnjob.data.dataset import SUFFIXES, Dataset
     from cnnjob.data.prepare.prepare import KNOWN
 

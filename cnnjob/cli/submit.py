@@ -219,7 +219,7 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends and, once per job, that a SLURM job will not start by itself; then exit."""
+    """Print how each run ends and, for each SLURM job that will not start by itself, the reason; then exit."""
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []

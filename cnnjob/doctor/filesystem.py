@@ -176,7 +176,8 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
     """Run a command that tries to lock a locked file; return the problem, or an empty string if the lock was refused.
 
     Args:
-        command: a command that exits with ``REFUSED`` if another process holds the lock, and with 0 if it acquired it.
+        command: a command that exits with ``REFUSED`` if another process holds the lock, and with 0 if it acquires
+            the lock.
         seconds: time limit.
     """
     try:

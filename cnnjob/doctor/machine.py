@@ -68,7 +68,7 @@ def _check_processor() -> Finding:
 
 
 def _check_gpu() -> Finding:
-    """Check the GPU, which training uses by default if it can."""
+    """Check the GPU, which training uses by default if possible."""
     unavailable = why_unavailable()
     if unavailable:
         reason, _, advice = unavailable.partition("; ")

@@ -90,7 +90,7 @@ def _in_usual_order(conv: nn.Conv) -> nn.Conv:
 
 
 def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Remove dropouts with rate 0 unless another dropout, whose random numbers depend on its position, follows."""
+    """Remove dropouts with rate 0, except before another dropout, whose random numbers depend on its position."""
     is_idle = [isinstance(block, nn.Dropout) and block.probability == 0 for block in blocks]
     bodies = [block.blocks if isinstance(block, nn.Residual) else (block,) for block in blocks]
     drops = [
@@ -102,7 +102,7 @@ def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _find_kind(block: Any) -> str | None:
-    """Return a block's kind, identified by the key that only this kind has; None unless there is exactly one."""
+    """Return a block's kind: the one key in :data:`KINDS` that the block has; None if it has none or several."""
     if not isinstance(block, dict):
         return getattr(block, "kind", None)
     kinds = [kind for kind in KINDS if kind in block]

@@ -54,7 +54,7 @@ def draw_initial_values(parameter: Parameter, seed: int, parameter_index: int, w
 
 
 def count_whitening_images(image_shape: Shape) -> int:
-    """Return how many training images of shape (H, W, C) determine the whitening filters: 5,000, or fewer if large."""
+    """Return how many images (H, W, C) determine the whitening filters: 5,000, or fewer if the images are large."""
     height, width, _ = image_shape
     return max(1, min(_WHITENING_IMAGES, _WHITENING_PIXELS // (height * width)))
 
@@ -90,7 +90,7 @@ def whitening_filters(images: Array, shape: Shape, pixels: PixelNormalisation) -
 
 
 def _patches(images: Array, kernel: int, pixels: PixelNormalisation) -> Iterator[Array]:
-    """Yield the normalised patches of a few images at a time, float64 (N, K·K·C), since all together may not fit."""
+    """Yield the normalised patches of a few images at a time, float64 (N, K·K·C), to limit the memory needed."""
     _, height, width, channels = images.shape
     patch_bytes = 8 * kernel * kernel * channels
     step = max(1, _BLOCK_BYTES // (height * width * patch_bytes))

@@ -162,7 +162,7 @@ def _last_epoch(table: Table, job: Job) -> int:
 def check_predictions(
     arrays: Mapping[str, np.ndarray], class_names: Sequence[str], shape: Sequence[int]
 ) -> Iterator[Check]:
-    """Check the predictions against the job's dataset and themselves.
+    """Check that the predictions match the job's dataset and are internally consistent.
 
     Args:
         arrays: arrays in ``predictions.npz``.

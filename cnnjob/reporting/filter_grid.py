@@ -42,7 +42,7 @@ def filter_tiles(weights: np.ndarray) -> np.ndarray:
 
 
 def join_tiles(tiles: np.ndarray) -> np.ndarray:
-    """Join tiles (R, Q, K, K, 3), enlarged to S = 3 K, to one sheet (R (S+1) + 1, Q (S+1) + 1, 3) with 1-pixel gaps."""
+    """Join tiles (R, Q, K, K, 3), enlarged to S = 3 K, into a sheet (R (S+1) + 1, Q (S+1) + 1, 3) with 1-pixel gaps."""
     pictures = tiles.repeat(ENLARGED, axis=2).repeat(ENLARGED, axis=3)
     R, Q, S = pictures.shape[:3]  # (R, Q, S, S, 3)
     framed = np.full((R, S + 1, Q, S + 1, 3), _GAP)

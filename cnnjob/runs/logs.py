@@ -97,7 +97,7 @@ def last_own_message(text: str, decision: str = "") -> str:
 
 
 def last_program_line(text: str) -> str:
-    """Return the last line of a text that was not written by cnnjob's batch script; empty if there is none."""
+    """Return a text's last line that was not written by cnnjob's batch script; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
 

@@ -188,7 +188,7 @@ class Run:
         return Job.checked(frozen["job"], str(self.job_file), manifest_format(frozen))
 
     def is_older(self) -> bool:
-        """Return whether another version of cnnjob began the run, so that the job no longer has the same meaning.
+        """Return whether the run's job is in a format other than the current one; if so, the run cannot be resumed.
 
         Raises:
             DataError: the run's job is missing or damaged.

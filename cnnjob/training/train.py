@@ -102,7 +102,7 @@ def train(
 
 
 class _Ending:
-    """The data for recording an attempt's end: the trainer, which counts the steps, and why the attempt ended."""
+    """The end of an attempt: the reason, and the trainer, which counts the steps."""
 
     trainer: Trainer | None = None
     why = ""

@@ -20,7 +20,7 @@ Backward = Callable[[Array], Array]
 
 
 def supports(work: Workload) -> bool:
-    """Return whether the algorithm supports all blocks of a workload: convolution (ReLU, pooling), dense, dropout."""
+    """Return whether a workload has only blocks that the algorithm supports: conv (ReLU, pooling), dense, dropout."""
     return all(
         isinstance(block, nn.Dropout)
         or (isinstance(block, nn.Conv | nn.Dense) and block.bias and split_block(block) == [block])
@@ -61,9 +61,9 @@ def _build_layer(
 
 
 def _patch_indices(shape: tuple[int, ...], kernel: int, stride: int) -> tuple[Array, Array, Array, int, int]:
-    """Return patch indices and the output height and width.
+    """Return the channel, row and column indices of the values in all patches, and the output height and width.
 
-    The indices of the values in all patches are a channel (C·K·K, 1), a row and a column (both (C·K·K, positions)).
+    The channel indices have the shape (C·K·K, 1); the others have the shape (C·K·K, positions).
     """
     C, H, W = shape
     out_h, out_w = (H - kernel) // stride + 1, (W - kernel) // stride + 1

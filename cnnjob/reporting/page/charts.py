@@ -156,7 +156,7 @@ def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple
 
 
 def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
-    """Draw one run: the watched split, a dashed line for the training images, and marks for best epoch and restarts."""
+    """Draw one run: the watched split, the training images (dashed), and marks for the best epoch and restarts."""
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}

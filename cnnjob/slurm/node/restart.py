@@ -127,7 +127,7 @@ def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
 
 
 def main(folder: str, code: str) -> None:
-    """Decide whether to restart, do so, and record the decision; the batch script then exits with CODE."""
+    """Decide whether to restart, act on the decision, and record it; the batch script then exits with ``code``."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
         _log(run, "another process owns the run")  # nothing is written

@@ -192,7 +192,7 @@ def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
     """Yield a job's ``Name=value`` pairs, except those inside text that its user has chosen.
 
     A job's name, comment or paths may contain words of the same form, so a line is parsed only up to the first key with
-    such text. They may also contain line breaks, but except for the name they come after SLURM's own values.
+    such text. All three may also contain line breaks, but only the name comes before SLURM's own values.
     """
     for line in answer.splitlines():
         yield from parse_words(_FREE_TEXT.split(line, maxsplit=1)[0]).items()

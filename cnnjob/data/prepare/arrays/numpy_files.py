@@ -121,7 +121,7 @@ def array_files(path: Path) -> list[ArrayFile]:
 def role_of(name: str) -> tuple[str, str] | None:
     """Return the split and type (images or labels) that an array's name indicates; None if it indicates no type.
 
-    A name that indicates no split is taken as part of the training set.
+    An array whose name indicates no split is taken to be part of the training set.
     """
     split, rest = split_of_name(name.replace("t10k", "test")) or ("train", name)
     words = set(re.findall(r"[a-z]+", rest.lower()))

@@ -132,8 +132,10 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
     for stream in streams.values():
         height, width, channels = stream.shape[1:]
         if channels not in _CHANNELS or not 0 < height * width <= MAX_PIXELS:
-            raise DataError(f"{stream.where}: the images are not greyscale or RGB (found the height, width and "
-                            f"channels {stream.shape[1:]}). Convert them to 1 or 3 channels")  # fmt: skip
+            raise DataError(
+                f"{stream.where}: the images must have 1 or 3 channels and 1 to {MAX_PIXELS:,} pixels (found the "
+                f"height, width and channels {stream.shape[1:]}). Convert or scale them"
+            )
         if stream.labels.shape != (stream.shape[0],):
             raise DataError(
                 f"{stream.where}: the numbers of labels and images differ (found {stream.labels.size:,} labels "

@@ -141,7 +141,7 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
     """Yield descriptions of images that have exact copies in another split or with another label.
 
     Yields:
-        One line for each of the two cases that occurs.
+        At most one line for each of the two cases.
     """
     members: dict[bytes, list[tuple[str, ImageFile]]] = {}
     first: dict[bytes, tuple[str, ImageFile]] = {}
