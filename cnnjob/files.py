@@ -274,11 +274,11 @@ def open_regular(path: Path) -> BufferedReader:
 def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _FILE_KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
-        raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or choose another")
+        raise DataError(f"{path}: not a regular file (found {kind}). Remove it, or choose another file")
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error's text without its number and path, for a message that already contains the path."""
+    """Return an error's text without the error number and the path, for a message that already contains the path."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 

@@ -104,7 +104,7 @@ def digests(run: Run) -> dict[str, str]:
 
 
 def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
-    """Return the first difference between two finished runs in each part.
+    """Compare two finished runs part by part; return the first difference in each part.
 
     Args:
         uninterrupted: the run that was not interrupted.

@@ -43,7 +43,9 @@ def bench(
     against: Annotated[
         Literal["torch", "none"], typer.Option(help="Framework to compare with, if it is installed.")
     ] = "torch",
-    rounds: Annotated[int, typer.Option(min=1, help="Number of turns per engine; a turn is five steps or 0.2 s.")] = 20,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of turns per engine; a turn is usually at least five steps.")
+    ] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Device to measure.")] = "cpu",
     gigabytes: Annotated[
         float, typer.Option(min=0.001, help="Size of each file written to measure reading, in GB.")

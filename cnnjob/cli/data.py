@@ -48,7 +48,9 @@ def prepare(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Label table: CSV or TSV with columns path, label and, optionally, split."),
+        typer.Option(
+            metavar="FILE", help="Table of labels: CSV or TSV with columns path, label and, optionally, split."
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Height and width to which a folder's images are scaled.")

@@ -42,7 +42,7 @@ class _Light:
     """Mix-in that keeps commands from importing pydantic and rich when they do not need them."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return the ``--help`` option with the default False; converting typer's default None would need pydantic."""
+        """Return the ``--help`` option with the default False; converting typer's default, None, imports pydantic."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         option.default = False
         return option
@@ -73,7 +73,7 @@ class Command(_Light, typer.core.TyperCommand):
 
 
 class Listed(typer.core.TyperCommand):
-    """An entry in the list of commands; the command's module is imported when it is called."""
+    """An entry in the list of commands; the command's module is imported only when the command is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
         """Import the command and create its context."""

@@ -155,9 +155,9 @@ def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Datase
 
 
 def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
-    """Create each job's run, and return the runs by their folders.
+    """Create each job's run, and return the runs by folder, each with a description.
 
-    Each run is returned with a description of the settings that distinguish it from the others.
+    The description lists the settings that distinguish the run from the others.
     """
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs

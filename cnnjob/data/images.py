@@ -4,8 +4,8 @@ Every image is converted to 8 bits per channel by the same rules:
 
 - The EXIF or TIFF orientation is applied, so the image is upright.
 - 16-bit values are reduced to 8 bits by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
-  states its maximum value and is scaled from that. In a 16-bit RGB image, a pixel is transparent if the upper byte of
-  each channel equals that of the transparent colour, since Pillow reads only the upper bytes.
+  states its maximum value, which becomes 255. In a 16-bit RGB image, a pixel is transparent if the upper byte of each
+  channel equals that of the transparent colour, since Pillow reads only the upper bytes.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
 - Images with a palette of greys, with 1 bit per pixel, or with grey and transparency count as greyscale.

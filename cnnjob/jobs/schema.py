@@ -139,7 +139,7 @@ Section = type[BaseModel] | Table
 
 
 class OneOf(Settings):
-    """A table with exactly one key, whose value is a table of settings; the key's name alone selects its defaults."""
+    """A table with exactly one key, whose value is a table of settings; the key as a string selects the defaults."""
 
     @model_validator(mode="before")
     @classmethod

@@ -51,7 +51,7 @@ class EarlyStoppingSettings(Settings):
 
 
 class LookaheadSettings(Settings):
-    """Lookahead: slow weights that follow the trained weights, which are then reset to them (Zhang et al. 2019)."""
+    """Lookahead: slow weights follow the trained weights, which then restart from the slow ones (Zhang et al. 2019)."""
 
     every: Annotated[int, Field(ge=1)] = 5
     """Number of steps between updates of the slow weights, at most the number of training steps; they are also updated

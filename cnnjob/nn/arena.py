@@ -55,7 +55,7 @@ class ArrayStore(Protocol):
         """Return the array, or a copy of it, as a NumPy array."""
 
     def staging(self, target: Array) -> Array:
-        """Return a NumPy array from which :meth:`upload` fills the target: the target itself or one of equal shape."""
+        """Return the target itself, or a NumPy array of the same shape from which :meth:`upload` fills the target."""
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
         """Start copying part of a staging array; return a function that waits until the source can be overwritten.

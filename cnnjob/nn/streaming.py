@@ -48,7 +48,7 @@ class ImageStream:
             memory: the backend's memory.
             image_shape: (H, W, C).
             batch_size: maximum number of images per step.
-            resident: a source, and the number of its first images that stay in memory.
+            resident: a source, and the number of images at its start that stay in memory.
         """
         self._memory, self._batch_size = memory, batch_size
         self._resident_source: ImageSource | None = resident[0] if resident else None

@@ -46,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings and data, and any seeds."""
+    """Runs with the same settings and data; only their seeds may differ."""
 
     label: str
     """A unique name: the job's name, the settings that differ, or a number."""

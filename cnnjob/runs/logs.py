@@ -32,7 +32,8 @@ _ERROR = re.compile(r"^\S.*$", re.MULTILINE)
 def newest_log(run: Run) -> Path:
     """Return the log of the run's newest SLURM job, or ``log.txt`` if there is none.
 
-    A SLURM job's log contains everything in ``log.txt``, plus the output of the batch script, SLURM and crashes.
+    A SLURM job's log contains everything in ``log.txt``, plus the output of the batch script, of SLURM and of crashed
+    processes.
     """
     recorded = read_slurm_records(run).submission.get("log")
     # The recorded log comes first; if that job is waiting and has no log yet, the log last written is the newest.

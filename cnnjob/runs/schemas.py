@@ -162,7 +162,7 @@ class LocalWait(Fields):
 
 
 class CancellationRecord(Fields):
-    """``slurm/cancelled.json``: the last ``cnnjob cancel``."""
+    """``slurm/cancelled.json``: the record of the last ``cnnjob cancel``."""
 
     by: str | None = None
     cluster: str | None = None

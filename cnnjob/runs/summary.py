@@ -123,7 +123,7 @@ class RunSummary:
 
     @property
     def is_other_users(self) -> bool:
-        """True if another user last submitted the run; False for root, who can see all users' SLURM jobs."""
+        """True if the run was last submitted by another user; False for root, who can see all users' SLURM jobs."""
         return bool(self.submission) and os.getuid() not in {0, self.submitter}
 
     @property
@@ -133,7 +133,7 @@ class RunSummary:
 
     @property
     def last_decision(self) -> dict[str, Any]:
-        """The last entry of the restart log; empty if there is none, or in a copy, whose log is the original's."""
+        """The last entry of the restart log; empty if there is none, or if the log was copied along with the run."""
         return self.restart_log[-1] if self.restart_log and not self.original else {}
 
     @property

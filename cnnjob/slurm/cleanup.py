@@ -137,7 +137,7 @@ def _require_idle(status: Status, answer: Answer) -> None:
         return
     if status.is_hidden:
         raise BusyError(
-            f"{path}: not removed because another user's job {status.job_id} may be for it, and this site hides the "
+            f"{path}: not removed because another user's job {status.job_id} may belong to it, and this site hides the "
             "jobs of other users. Ask that user"
         )
     if answer.silent:

@@ -121,7 +121,7 @@ def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
 
 
 def _may_contain(job: QueuedJob, attempt: dict[str, Any]) -> bool:
-    """Return whether an attempt may have begun in a job, which must not have started after the attempt.
+    """Return whether an attempt may have begun in a job, that is, whether the job did not start after the attempt.
 
     Clock differences of up to ``CLOCKS_SECONDS`` are tolerated.
     """

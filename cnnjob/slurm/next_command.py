@@ -48,8 +48,8 @@ def continue_command(run: Run, change: str = "") -> str:
     Args:
         run: the run, whose folder contains the job and the SLURM request.
         change: the setting to change: a request option, such as ``--mem``, or a key of the job file, such as
-            ``train.learning_rate``, which makes it a different run. If a better value can be guessed, the command
-            contains it.
+            ``train.learning_rate``; the command then starts a different run. If a better value can be guessed, the
+            command contains it.
 
     Returns:
         ``cnnjob submit NAME …``, or ``cnnjob train NAME …`` for a run that was never submitted.

@@ -231,7 +231,7 @@ def is_quiet(summary: RunSummary) -> bool:
 
 
 def describe_heartbeat_skew(summary: RunSummary) -> str:
-    """Return a sentence about a heartbeat dated in the future; empty if it is not."""
+    """Return a sentence about the last heartbeat if it is dated in the future; otherwise an empty string."""
     if not summary.ahead_seconds:
         return ""
     ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"

@@ -100,7 +100,7 @@ def _cancel_without_process(status: Status) -> Cancellation:
     if status.is_elsewhere:
         return _not_cancelled(summary, _advise_other_cluster(summary))
     if status.is_hidden and status.state not in {"failed", "cancelled"}:
-        owner = f"another user's job {status.job_id} may be for it"
+        owner = f"another user's job {status.job_id} may belong to it"
         return _not_cancelled(summary, f"{owner}, and this site hides the jobs of other users. Ask that user")
     if status.state in {"finished", "damaged"} or not (waiter := find_local_wait(summary.run)):
         return Cancellation(summary.run, f"nothing to cancel: {status.state}")

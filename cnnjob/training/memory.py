@@ -45,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def on_device(self) -> int:
-        """The sum without the checkpoint, in bytes; even with a GPU, a checkpoint is assembled in host memory."""
+        """The sum of all sizes except the checkpoint's, in bytes; even with a GPU, that is assembled in host memory."""
         return self.data + self.parameters + self.training + self.evaluation
 
 

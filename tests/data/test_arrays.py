@@ -286,7 +286,7 @@ def test_arrays_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "images", "labels", "message"),
     [
-        ("mnist", TRAIN, TRAIN_LABELS, "mnist: arrays need a new name"),
+        ("mnist", TRAIN, TRAIN_LABELS, "mnist: arrays can have neither a source nor a built-in name"),
         ("a", {"train": TRAIN, "test": TEST}, {"train": TRAIN_LABELS[1:], "test": TEST_LABELS}, "numbers of labels"),
         (
             "a",

@@ -450,7 +450,7 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(
     theirs, mine = hidden_and_mine(idle_slurm, monkeypatch, "PENDING")
     found = cnnjob("cancel", str(theirs.path), str(mine.path))
     told = found.stdout.splitlines()
-    assert told[0].startswith(f"{theirs.path}: not cancelled: another user's job 17 may be for it, and this site")
+    assert told[0].startswith(f"{theirs.path}: not cancelled: another user's job 17 may belong to it, and this site")
     assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
 
@@ -557,7 +557,7 @@ def test_of_two_jobs_the_later_one_is_cancelled_by_its_submission(idle_slurm: Fa
     assert [run.submission_file.exists() for run in runs] == [False, False, True]
     Path("submitted").unlink()
     idle_slurm.install(scancel='echo "scancel: error: Kill job error on job id 17: Access/permission denied" >&2')
-    with pytest.raises(SchedulerError, match=r"job 16_0, 16_1 was submitted at the same time, .*\n  scancel 17"):
+    with pytest.raises(SchedulerError, match=r"job 16_0, 16_1 was submitted for the same runs .*\n  scancel 17"):
         submission.submit(runs[:2], Request())
 
 

@@ -51,7 +51,7 @@ def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[R
         seconds: duration of each measurement with random batches.
 
     Yields:
-        One row per image shape and way of reading; first those from the page cache, then those from the disk.
+        One row per image shape and way of reading; for each shape, the page cache is measured before the disk.
     """
     for shape in IMAGE_SHAPES:
         with TemporaryDirectory(prefix="cnnjob-bench-", dir=folder) as inside:
@@ -105,7 +105,7 @@ def _read_in_order(images: RowReader) -> tuple[int, float]:
 
 
 def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]:
-    """Read batches as in training for about ``turn_seconds``; return the number of images and the elapsed seconds."""
+    """For about ``turn_seconds``, read batches as in training; return the number of images and the elapsed seconds."""
     order = np.random.default_rng(0).permutation(len(images))
     order = order[: len(order) // BATCH_SIZE * BATCH_SIZE]
     stream = nn.ImageStream(HostMemory(), images.shape[1:], BATCH_SIZE)

@@ -52,7 +52,7 @@ def _cpu_products(work: Workload) -> Iterator[Task]:
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the sizes (m, k, n) of each shard's product.
+    """Yield the sizes (m, k, n) of each shard's matrix product.
 
     A convolution is split by images; a dense block is split by input values.
     """

@@ -23,7 +23,10 @@ GENERAL = "part by part"
 
 
 def gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by row name: eager, as a CUDA graph, and part by part (without fusing), in each precision."""
+    """Return cnnjob's engines and the lower bounds by row name, in each precision.
+
+    An engine runs eagerly, as a CUDA graph, or part by part, that is, eagerly and without fusing.
+    """
     choose_kernel_cache()
     by_row = {}
     for precision in PRECISIONS:

@@ -154,7 +154,7 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
         file: its decompressed content.
 
     Yields:
-        The member's name, its type (``file``, ``folder`` or ``link``), and the position and size of its content.
+        Each member's name, its type (``file``, ``folder`` or ``link``), and the position and size of its content.
 
     Raises:
         DataError: the archive is damaged.

@@ -235,8 +235,8 @@ class _Request:
         if self.arrays and (self.source is not None or self.name in {*_ENTRIES, FOLDER}):
             found = f"the name {self.name}" if self.source is None else f"source {self.source}"
             raise JobError(
-                f"{self.name}: arrays need a new name and no source (found {found}). Choose another name, or omit the "
-                "source"
+                f"{self.name}: arrays can have neither a source nor a built-in name (found {found}). Choose another "
+                "name, or omit the source"
             )
         if self.name == FOLDER and self.source is None:
             raise JobError(f"{FOLDER}: no source. Specify the folder that contains the images")

@@ -294,7 +294,7 @@ def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arra
 class _Patches:
     """Patches of the input, one per output of each phase, as a view of the images and as matrix rows.
 
-    The last column of the matrices may be ones.
+    If the matrices have a column for the bias, it is the last one and consists of ones.
     """
 
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, by_phase: bool = False) -> None:

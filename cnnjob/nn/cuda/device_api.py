@@ -86,7 +86,7 @@ class Device(Protocol):
 
 
 class ShapeOnlyDevice:
-    """Device without memory, used only for counting memory; it cannot run anything."""
+    """Device without memory, used only to count the bytes that a plan needs; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Count memory for this precision."""

@@ -62,7 +62,10 @@ class DatasetSection(NamedTuple):
 
 
 def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
-    """Return one section per dataset, in the order of their best groups; datasets with the same name show digests."""
+    """Return one section per dataset, in the order of their best groups.
+
+    The titles of datasets with the same name include digests.
+    """
     datasets = dict.fromkeys(group.dataset for group in run_groups)
     names = [dataset.partition(" ")[0] for dataset in datasets]
     titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]

@@ -1,4 +1,4 @@
-"""Sections of the page on single runs, as text and numbers for the template."""
+"""Sections of the page about individual runs, as text and numbers for the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -239,7 +239,7 @@ def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> st
 
 
 def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
-    """Return what ended this job, and the error if the scheduler did not answer, otherwise None."""
+    """Return what ended this job, and the error if the scheduler did not answer (None if it did)."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:

@@ -199,10 +199,9 @@ def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def is_silent(error: BaseException | None) -> bool:
-    """Return whether an error means that the scheduler did not answer, rather than that it refused.
+    """Return whether an error, or a cause of it, means that the scheduler did not answer rather than that it refused.
 
-    The scheduler may answer later, and may have carried out the request. An error also counts as silent if its cause
-    is silent.
+    The scheduler may answer later, and may have carried out the request.
     """
     return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
 

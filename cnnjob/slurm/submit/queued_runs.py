@@ -155,14 +155,14 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
         )
     if not jobs and summary.other_cluster and may_be_restarted(summary):
         return (
-            f"{run.path}: job {summary.job_id} on cluster {summary.other_cluster} may be for this run, but this "
+            f"{run.path}: job {summary.job_id} on cluster {summary.other_cluster} may belong to this run, but this "
             f"cluster is {summary.here}. Look for the job there:\n"
             f"  squeue -M {shlex.quote(summary.other_cluster)} -j {summary.job_id}\n"
             f"If the job has ended, remove its record and submit again:\n  rm {submission_file}"
         )
     if not jobs and summary.is_other_users and may_be_restarted(summary) and client.hides_jobs():
         return (
-            f"{run.path}: another user's job {summary.job_id} may be for it, and this site hides the "
+            f"{run.path}: another user's job {summary.job_id} may belong to it, and this site hides the "
             f"jobs of other users. Ask that user; if the job has ended, remove its record and submit again:\n"
             f"  rm {submission_file}"
         )

@@ -253,8 +253,8 @@ def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
         refused = str(error)
     if refused:
         raise SchedulerError(
-            f"{array.name}: job {', '.join(sorted(set(earlier.values())))} was submitted at the same time, but job "
-            f"{job_id} could not be cancelled ({refused}). Cancel it:\n  scancel {' '.join(withdrawn)}"
+            f"{array.name}: job {', '.join(sorted(set(earlier.values())))} was submitted for the same runs at the same "
+            f"time, and job {job_id} could not be cancelled ({refused}). Cancel it:\n  scancel {' '.join(withdrawn)}"
         )
     return earlier
 

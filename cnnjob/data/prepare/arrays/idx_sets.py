@@ -1,4 +1,4 @@
-"""Find IDX sets with any name in a folder, such as KMNIST, EMNIST and QMNIST, or in a torchvision root folder.
+"""Find IDX sets with any name, such as KMNIST, EMNIST and QMNIST, in a folder or in a torchvision root folder.
 
 References:
     Cohen et al., "EMNIST: an extension of MNIST to handwritten letters" (2017).
