@@ -1,11 +1,15 @@
 """Every flipped bit and every lost tail of a checkpoint is found, and the one before it is taken."""
 
+import os
 import shutil
 from pathlib import Path
+from random import Random
 
+import h5py
 import numpy as np
 import pytest
 
+from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
 from cnnjob.training import train
@@ -13,6 +17,7 @@ from cnnjob.training.progress import NoProgress
 from tests.durability import commands
 from tests.durability.damage import both, flipped, require_older, stopped_run
 from tests.durability.toys import fingerprint, toy_job, toy_run
+from tests.helpers.toy_jobs import dataset, job, run_of
 
 pytestmark = pytest.mark.durability
 
@@ -83,3 +88,50 @@ def test_both_damaged_is_an_error_that_says_what_to_do(folder: Path) -> None:
     assert "Traceback" not in done.stderr
     assert f"remove {run.path} to start from scratch" in done.stderr
     assert [path.read_bytes() for path in both(run)] == kept
+
+
+def array_at(path: Path) -> dict[str, range]:
+    """The bytes of each array in a dataset file, by the array's name."""
+    with h5py.File(path) as file:
+        arrays = {f"{split}/{name}": file[split][name] for split in file for name in ("images", "labels")}
+        return {
+            name: range(array.id.get_offset(), array.id.get_offset() + array.nbytes) for name, array in arrays.items()
+        }
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        [byte] = os.pread(file.fileno(), 1, place)
+        os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
+
+
+def test_every_flipped_byte_of_images_and_labels_is_found(tmp_path: Path) -> None:
+    data = dataset(tmp_path, images=21)
+    arrays = array_at(data.path)
+    assert sum(map(len, arrays.values())) == (21 + 40) * (6 * 6 + 1)
+    for name, places in arrays.items():
+        for place in places:
+            flip(data.path, place, place % 8)
+            with pytest.raises(DataError, match=rf"toy\.h5: .*{name}"):
+                Dataset.open(data.path).verify()
+            flip(data.path, place, place % 8)
+    Dataset.open(data.path).verify()
+
+
+@pytest.mark.parametrize("in_memory_bytes", [None, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("at_once_bytes", [10**9, 0], ids=["before the first step", "in a thread"])
+def test_no_training_saves_anything_with_a_flipped_byte(
+    tmp_path: Path, in_memory_bytes: int | None, at_once_bytes: int
+) -> None:
+    """At places drawn at random; the array is named, and no checkpoint or result is left."""
+    data = dataset(tmp_path)
+    run = run_of(job(), data, tmp_path / "runs")
+    places = [(name, place) for name, found in array_at(data.path).items() for place in found]
+    for name, place in Random(0).sample(places, 80):
+        flip(data.path, place, place % 8)
+        with pytest.raises(DataError, match=rf"toy\.h5: .*{name}"):
+            train.train(run, checked_at_once_bytes=at_once_bytes, in_memory_bytes=in_memory_bytes)
+        flip(data.path, place, place % 8)
+        assert not list(run.path.rglob("*.npz")), (name, place)
+        assert run.history() == []
+        assert not run.result_file.exists()
