@@ -29,7 +29,7 @@ from cnnjob.errors import closest_name, printable
 def _require_below_one(share: float) -> float:
     """Refuse a fraction that rounds to 1 in float32."""
     if share >= 1 - _HALF_STEP:
-        raise ValueError(f"input should be less than 1 in float32, at most 0.9999999, found {share}")
+        raise ValueError(f"input should be less than 1 in float32 (at most 0.9999999), found {share}")
     return share
 
 

@@ -196,10 +196,10 @@ class Run:
         return manifest_format(self.manifest()) != FORMAT
 
     def require_current(self) -> None:
-        """Raise an error if the run's job has another format, so that the run cannot be resumed.
+        """Raise an error if the run's job is in another format, since such a run cannot be resumed.
 
         Raises:
-            DataError: the run's job has another format, and no longer has the same meaning.
+            DataError: the run's job is in another format, and no longer has the same meaning.
         """
         if self.is_older():
             raise DataError(

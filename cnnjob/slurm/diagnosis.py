@@ -403,7 +403,7 @@ def _describe_exit(code: int) -> str:
     try:
         return f"killed by signal {code - _SIGNAL_CODES} ({signal.Signals(code - _SIGNAL_CODES).name})"
     except ValueError:
-        return f"ended with exit code {code}"
+        return f"terminated (exit code {code})"
 
 
 def _explain_silence(status: Status) -> Cause:
