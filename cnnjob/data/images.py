@@ -174,7 +174,7 @@ class _TooLongError(Exception):
 
 
 class _TimedReader(io.BufferedReader):
-    """Reader that raises an error once a time limit has passed; Pillow reads most formats in many small pieces."""
+    """Reader that raises an error after a time limit; the time is checked on each of Pillow's many small reads."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
         super().__init__(raw)

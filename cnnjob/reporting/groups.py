@@ -148,8 +148,8 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
     """Group runs that differ only in their seed.
 
     Args:
-        records: runs in any order; those whose job cannot be read belong to no group. The ``group`` cell in each
-            other run's row is set to its group's label.
+        records: runs in any order; those whose job cannot be read belong to no group. In the row of every
+            other run, the ``group`` cell is set to the label of the run's group.
 
     Returns:
         The groups by descending mean test accuracy, with those without a finished run last.

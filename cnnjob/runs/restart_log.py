@@ -1,4 +1,4 @@
-"""Records in a run's ``slurm/`` folder: newest submission, restart log, cancellation, and waiting without SLURM.
+"""Records in a run's ``slurm/``: the newest submission, the restart log, a cancellation, and a wait without SLURM.
 
 The restart log has one entry per attempt after which a batch script decided whether to restart the run.
 """
@@ -42,7 +42,7 @@ class SlurmRecords:
 
 
 def read_slurm_records(run: Run) -> SlurmRecords:
-    """Return the records in a run's ``slurm/``; damaged ones are reported, not raised."""
+    """Return the records in a run's ``slurm/``; a damaged one raises no error but is reported in ``damage``."""
     damage: list[str] = []
 
     def read_intact(read: Callable[[Run], Any], missing: Any) -> Any:

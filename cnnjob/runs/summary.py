@@ -96,7 +96,7 @@ class RunSummary:
 
     @property
     def other_cluster(self) -> str:
-        """The newest SLURM job's cluster if it is not this one; otherwise empty.
+        """The cluster of the newest SLURM job if it is not the current cluster; otherwise empty.
 
         Each cluster numbers its own jobs, so another job may have the same id here.
         """

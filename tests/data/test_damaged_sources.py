@@ -180,8 +180,8 @@ BAD_ARCHIVES = {
         "labels and images differ .found 3 and 4",
         archive_with(test_batch=python2_batch(ROWS, [0, 1, 2])),
     ),
-    "short rows": ("not rows of 3,072", archive_with(test_batch=python2_batch(ROWS[:, :9], [0] * 4))),
-    "a list": ("not rows of 3,072", archive_with(test_batch=pickle.dumps([1]))),
+    "short rows": ("not consist of rows of 3,072", archive_with(test_batch=python2_batch(ROWS[:, :9], [0] * 4))),
+    "a list": ("not consist of rows of 3,072", archive_with(test_batch=pickle.dumps([1]))),
     "no labels": ("not a list", archive_with(test_batch=python2_batch(ROWS, [0] * 4, "coarse"))),
     "cut pickle": ("not a readable pickle", archive_with(test_batch=cifar_batch(5)[:-9])),
     "empty pickle": ("not a readable pickle", archive_with(test_batch=b"")),
@@ -245,7 +245,7 @@ def test_batches_that_python_3_pickled_are_read(protocol: int) -> None:
 @pytest.mark.parametrize("array", [np.asfortranarray(ROWS), ROWS.astype(np.int64), ROWS[None], np.array(3)])
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_arrays_of_another_kind_are_refused(array: np.ndarray, protocol: int) -> None:
-    with pytest.raises(DataError, match="not rows of 3,072"):
+    with pytest.raises(DataError, match="not consist of rows of 3,072"):
         cifar.parse_batch(pickle.dumps({"data": array, "labels": [0] * 4}, protocol), "x")
 
 

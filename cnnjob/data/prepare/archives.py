@@ -219,7 +219,7 @@ class _Unpacked:
         return content.getvalue()
 
     def skip(self, size: int) -> None:
-        """Skip a member's content by reading it, since a compressed stream cannot seek."""
+        """Skip a member's content by reading it, since a compressed stream is not seekable."""
         for _ in self.pieces(size):
             pass
 

@@ -79,7 +79,9 @@ def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = load_plain(content, where)
     images, labels = _field(batch, "data"), next(filter(None, (_field(batch, key) for key in _LABELS)), None)
     if not _is_rows(images):
-        raise DataError(f"{where}: not a CIFAR batch (its data is not rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}")
+        raise DataError(
+            f"{where}: not a CIFAR batch (its data does not consist of rows of {_IMAGE_BYTES:,} bytes). {_AGAIN}"
+        )
     # type() rather than isinstance(), since a bool is also an int. The shift is 0 only for labels from 0 to 65,535.
     if not isinstance(labels, list) or any(type(label) is not int or label >> 16 for label in labels):
         raise DataError(f"{where}: not a CIFAR batch (its labels are not a list of small integers). {_AGAIN}")

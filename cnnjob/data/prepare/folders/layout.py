@@ -221,7 +221,7 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
 
 
 def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
-    """Return whether a folder named train is a class (the vehicle): like the folders next to it, it contains images."""
+    """Return whether the folder named train is a class (the vehicle): it and a folder next to it contain images."""
     if set(group) != {"train"}:
         return False
     train = root.folders[group["train"][0]]
