@@ -50,8 +50,8 @@ def _require_effect(block: nn.Conv | nn.Dense, info: ValidationInfo) -> Any:
         )
     if block.learning_rate_factor == 0:
         raise ValueError(
-            "learning_rate_factor: at 0, nothing in the block is trained. Set frozen = true, which keeps the initial "
-            "weights, and bias = false"
+            "learning_rate_factor: at 0, nothing in the block is trained. To keep the initial weights, set "
+            "frozen = true and bias = false"
         )
     is_normalised = isinstance(block, nn.Conv) and block.batch_norm is not None
     if block.frozen and not block.bias and block.learning_rate_factor != 1 and not is_normalised:
