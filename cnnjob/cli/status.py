@@ -224,7 +224,7 @@ def _write(text: str) -> None:
 
 
 class _LogEnd:
-    """Detector of the end of a followed log.
+    """Detects the end of a followed log.
 
     It reads the run folder at every check, but queries SLURM at most once per ``QUERY_SECONDS``.
     """

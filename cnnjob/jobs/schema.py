@@ -61,7 +61,7 @@ def _require_float32(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     if 0 < abs(value) < _SMALLEST:
-        raise ValueError(f"input should be 0, or at least {_SMALLEST:g}, the smallest normal float32, found {value:g}")
+        raise ValueError(f"input should be 0, or at least {_SMALLEST:g} (the smallest normal float32), found {value:g}")
     return value + 0.0  # -0.0 + 0.0 is 0.0
 
 
@@ -139,7 +139,10 @@ Section = type[BaseModel] | Table
 
 
 class OneOf(Settings):
-    """A table with exactly one key, whose value is a table of settings; the key as a string selects the defaults."""
+    """A table with exactly one key, whose value is a table of settings.
+
+    The name of a key may be given instead of the table; its settings then have their default values.
+    """
 
     @model_validator(mode="before")
     @classmethod

@@ -45,7 +45,7 @@ class MemoryEstimate:
 
     @property
     def on_device(self) -> int:
-        """The sum of all sizes except the checkpoint's, in bytes; even with a GPU, that is assembled in host memory."""
+        """The sum in bytes, without the checkpoint, which is assembled in host memory even with a GPU."""
         return self.data + self.parameters + self.training + self.evaluation
 
 

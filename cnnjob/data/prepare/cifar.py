@@ -54,7 +54,7 @@ def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
         n = sizes.setdefault(split, len(labels))
         if n != len(labels):
             raise DataError(
-                f"{where}: not the size of the other batches (found {len(labels)} images, expected {n}). {_AGAIN}"
+                f"{where}: differs in size from the other batches (found {len(labels)} images, expected {n}). {_AGAIN}"
             )
         count = n * sum(other == split for other, _ in positions.values())
         for start in range(0, n, step):

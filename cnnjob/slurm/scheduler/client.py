@@ -94,7 +94,7 @@ def ask_stderr(command: Sequence[str], seconds: float | None = None) -> str:
 def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
     limit_seconds = ANSWER_SECONDS if seconds is None else seconds
     if any("\0" in word for word in command):  # from a record or a file name; Popen would raise ValueError
-        raise SchedulerError(f"{command[0]}: an argument contains a NUL (found {command[-1][:80]!r})")
+        raise SchedulerError(f"{command[0]}: an argument contains a NUL character (found {command[-1][:80]!r})")
     try:
         done = _run_or_kill(command, limit_seconds)
     except FileNotFoundError as error:
