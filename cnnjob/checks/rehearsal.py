@@ -25,7 +25,7 @@ class _StopAfterSteps(NoProgress):
         self._left = STEPS
 
     def step(self, epoch: int, step: int) -> None:  # noqa: ARG002 - the signature of a progress callback
-        """Count the step, and send the signal after the last one."""
+        """Count the step, and send the signal after ``STEPS`` steps."""
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGUSR1)

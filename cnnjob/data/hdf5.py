@@ -100,12 +100,12 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CONTIGUOUS, [])
     shape, file_bytes = dataset.shape, h5py.h5i.get_file_id(dataset).get_filesize()
     if not shape or not all(shape):
-        raise ValueError(f"an array is empty (found shape {shape} for {where})")
+        raise ValueError(f"the array {where} is empty (found shape {shape})")
     # An array that was never written has no offset. Data beyond the end of the file would be read as zeros.
     n_bytes, offset = prod(shape) * dataset.dtype.itemsize, dataset.get_offset()
     if offset is None or offset + n_bytes > file_bytes or dataset.get_storage_size() != n_bytes:
         raise ValueError(
-            f"an array is incomplete (found {where} with {n_bytes:,} bytes at offset {offset} in a file of "
+            f"the array {where} is incomplete (needs {n_bytes:,} bytes at offset {offset}, found a file of "
             f"{file_bytes:,} bytes)"
         )
     return h5py.Dataset(dataset)
@@ -130,14 +130,14 @@ def _dataset(
     if plan.get_layout() != layout or plan.get_external_count():
         stored = _LAYOUTS.get(plan.get_layout(), plan.get_layout())
         raise ValueError(
-            f"an array is not stored as {_LAYOUTS[layout]} data in the file itself (found {stored} for {where})"
+            f"the array {where} is not stored as {_LAYOUTS[layout]} data in the file itself (found {stored})"
         )
     applied = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
     if applied != filters:
-        raise ValueError(f"an array has unexpected filters (found {applied} instead of {filters} for {where})")
+        raise ValueError(f"the array {where} has unexpected filters (found {applied} instead of {filters})")
     # Compared as HDF5 types, which also distinguish byte orders.
     if not any(dataset.get_type() == h5py.h5t.py_create(np.dtype(dtype)) for dtype in dtypes):
-        raise ValueError(f"an array has an unexpected type (found {dataset.dtype} for {where})")
+        raise ValueError(f"the array {where} has an unexpected type (found {dataset.dtype})")
     require_attributes(dataset, where)
     return dataset, where
 
@@ -148,15 +148,13 @@ def _require_stored(dataset: h5py.h5d.DatasetID, chunk: tuple[int, ...], where: 
     chunk_bytes = prod(chunk) * size
     if not shape or not all(shape) or chunk[1:] != shape[1:] or chunk_bytes > MOST_CHUNK_BYTES:
         raise ValueError(
-            f"an array is empty or has unexpected chunks (found shape {shape} in chunks of {chunk} for {where})"
+            f"the array {where} is empty or has unexpected chunks (found shape {shape} in chunks of {chunk})"
         )
     # HDF5 allocates chunks on their first write and reads missing ones as zeros, so a tiny file can claim a huge array.
     chunks, file_bytes = -(-shape[0] // chunk[0]), h5py.h5i.get_file_id(dataset).get_filesize()
     stored = dataset.get_storage_size()
     if stored < chunks * chunk_bytes or stored > file_bytes:
-        raise ValueError(
-            f"an array is incomplete (found {where} with {stored:,} bytes in a file of {file_bytes:,} bytes)"
-        )
+        raise ValueError(f"the array {where} is incomplete (found {stored:,} bytes in a file of {file_bytes:,} bytes)")
 
 
 def number(file: h5py.File, name: str) -> np.ndarray:

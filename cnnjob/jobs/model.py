@@ -74,7 +74,10 @@ def _require_each_part(order: Order) -> Order:
 
 
 def _in_usual_order(conv: nn.Conv) -> nn.Conv:
-    """Put absent operations, and a ReLU next to pooling, into the usual order, which does not change the results."""
+    """Put a conv block's operations into the usual order where the order does not affect the results.
+
+    This applies to operations that the block does not have, and to a ReLU next to max-pooling.
+    """
     is_present: dict[Part, bool] = {
         "norm": conv.batch_norm is not None,
         "activation": conv.activation != "none",

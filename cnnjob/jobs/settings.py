@@ -198,7 +198,7 @@ class TrainSettings(Settings):
     @field_validator("early_stopping", mode="after")
     @classmethod
     def _can_stop(cls, stopping: EarlyStoppingSettings | None, info: ValidationInfo) -> EarlyStoppingSettings | None:
-        """Drop early stopping if its patience cannot run out, given that the first epoch may be the best."""
+        """Drop early stopping if it could not end training early even if the first epoch were the best."""
         # pydantic leaves epochs out of info.data if its value is not valid.
         return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 

@@ -47,7 +47,9 @@ def expand(
         axes.append(("seed", [str(first + count) for count in range(seeds)]))
     keys = [key for key, _ in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise JobError(f"{twice}: swept twice. Pass all its values in one --sweep, or use --seeds")
+        raise JobError(
+            f"{twice}: swept twice. Pass all its values in one --sweep; for seed, use either --sweep or --seeds"
+        )
     points = product(*([f"{key}={value}" for value in values] for key, values in axes))
     return list(
         {

@@ -129,7 +129,10 @@ def require_trainable(network: Network, batch_size: int) -> None:
 def _operations(
     layers: Sequence[Layer], prefix: str = "", first_index: int = 0
 ) -> Iterator[tuple[str, int, Operation, Shape]]:
-    """Yield layer name, layer index, operation and output shape for every operation, including in residual blocks."""
+    """Yield layer name, layer index, operation and output shape for every operation.
+
+    The operations in residual blocks are included.
+    """
     for layer_index, layer in enumerate(layers, start=first_index):
         shape = layer.input_shape
         for operation in split_block(layer.block):

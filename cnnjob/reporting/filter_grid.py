@@ -21,7 +21,7 @@ def filter_tiles(weights: np.ndarray) -> np.ndarray:
     and the longer axis is horizontal. Up to ``TILES_LIMIT`` images are shown along each axis.
 
     Args:
-        weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
+        weights: (K, K, C, F) floating point: C channels, F filters of K×K pixels.
 
     Returns:
         R rows of Q images: (R, Q, K, K, 3) float64 in 0..1; unused positions have the gap colour.

@@ -263,7 +263,7 @@ def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
     If some filters or channels are not shown, an axis label states how many there are.
 
     Args:
-        weights: (K, K, C, F) floating: C channels, F filters of K×K pixels.
+        weights: (K, K, C, F) floating point: C channels, F filters of K×K pixels.
         title: the run's name.
 
     Returns:

@@ -90,7 +90,7 @@ class Record:
     """Confusion matrix, (K, K) int64; one row per true class, one column per predicted class."""
     curve: Curve | None = None
     filters: np.ndarray | None = None
-    """Weights of the first convolution, (K, K, C, F) floating."""
+    """Weights of the first convolution, (K, K, C, F) floating point."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -256,7 +256,7 @@ def _read_result(summary: RunSummary, record: Record) -> None:
     if views != "none":
         record.remarks.append(f"test-time augmentation: {views}; the metrics use the mean over the transformed images")
     if (step := result.get("bits_may_differ_from_step")) is not None:
-        record.remarks.append(f"bits may differ from step {step}: resumed with different versions or threads")
+        record.remarks.append(f"bits may differ from step {step} onwards: resumed with different versions or threads")
 
 
 def _read_environment(summary: RunSummary, record: Record) -> None:

@@ -53,7 +53,7 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Return one row per group: its settings, n, and the mean and the interval's half width of each measure."""
+    """Return one row per group: its settings, n, and the mean and the interval's half-width of each measure."""
     return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
 
 

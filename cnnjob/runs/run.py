@@ -196,10 +196,10 @@ class Run:
         return manifest_format(self.manifest()) != FORMAT
 
     def require_current(self) -> None:
-        """Raise an error if the run's job is in another format, since such a run cannot be resumed.
+        """Raise an error if the run cannot be resumed because its job is in another format.
 
         Raises:
-            DataError: the run's job is in another format, and no longer has the same meaning.
+            DataError: the job is in another format, so its settings no longer have the same meaning.
         """
         if self.is_older():
             raise DataError(
@@ -262,7 +262,7 @@ class Run:
         """Return the paths of the attempt records, oldest first.
 
         Raises:
-            DataError: their folder cannot be read, which does not mean that it is empty.
+            DataError: their folder exists but cannot be read.
         """
         records = (path for path in _list_folder(self.attempts_folder) if _ATTEMPT_FILE.fullmatch(path.name))
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json

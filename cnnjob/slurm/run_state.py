@@ -164,7 +164,7 @@ def describe_left_queue(summary: RunSummary) -> str:
 
 
 def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state of a run whose job is waiting, and a remark."""
+    """Return the state and a remark for a run whose job is waiting."""
     if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
         return "running", f"job {job.job_id} is also waiting"
     wait = job_states.parse_reason(job.reason)
@@ -172,7 +172,7 @@ def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state of a run whose job is running, and a remark."""
+    """Return the state and a remark for a run whose job is running."""
     is_same_job = not summary.other_cluster and str(summary.attempt.get("job_id")) == job.job_id
     if summary.state == "failed" and is_same_job:
         return "failed", "its job is ending"
@@ -190,7 +190,7 @@ def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
 
 
 def _without_a_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run without a waiting or running job, and a remark."""
+    """Return the state and a remark for a run without a waiting or running job."""
     # squeue listed the job, but its line was not understood
     if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:
         state = "pending" if outcome.state in job_states.WAITING else "running"
@@ -245,7 +245,7 @@ def reason_given_up(summary: RunSummary) -> str:
 
 
 def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run whose last attempt has a recent heartbeat and recorded no end, and a remark."""
+    """Return the state and a remark for a run whose last attempt has a recent heartbeat and no recorded end."""
     if (
         summary.is_on_this_host or not summary.job_id
     ):  # its process was looked up for the summary, or there is no job to query
@@ -260,7 +260,7 @@ def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: boo
 
 
 def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
-    """Return a remark with the user or job of a run's cancellation; empty if the run was not cancelled."""
+    """Return a remark with the cancelled job or the user who cancelled the run; empty if it was not cancelled."""
     if outcome and outcome.state == "CANCELLED":
         return f"job {outcome.job_id} {outcome.printed}"
     if summary.was_cancelled_by_cnnjob:
@@ -273,7 +273,7 @@ def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
 
 
 def _never_began(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state of a run that has no attempt and no job in the queue, and a remark."""
+    """Return the state and a remark for a run that has no attempt and no job in the queue."""
     if not summary.job_id:
         return "pending", "not submitted"
     if outcome:

@@ -47,7 +47,7 @@ class DefaultJobs:
     """The built-in jobs for the datasets in a folder."""
 
     def __init__(self, data: Path) -> None:
-        """Provide the jobs for the datasets in a folder."""
+        """Store the path of the folder that contains the datasets."""
         self.data = data
 
     def __call__(self, name: str) -> dict[str, Any] | None:

@@ -64,7 +64,7 @@ def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path |
     except OSError as error:
         raise DataError(
             f"{copy}: {dataset.path} cannot be copied to this node's disk ({files.reason_of(error)}). Free space "
-            "there, set TMPDIR to another disk, or train without --stage"
+            "there, set TMPDIR to a folder on another disk, or train without --stage"
         ) from error
 
 
@@ -74,7 +74,7 @@ def _make_private(folder: Path) -> None:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise DataError(
-            f"{folder}: not a folder that only this user can write to. Remove it, or set TMPDIR to another disk"
+            f"{folder}: not a folder that only this user can write to. Remove it, or set TMPDIR to another folder"
         )
 
 
@@ -112,7 +112,7 @@ def _copy(dataset: Dataset, copy: Path, say: Callable[[str], object]) -> Dataset
     if size > (free := shutil.disk_usage(copy.parent).free):
         raise DataError(
             f"{copy.parent}: too little space for a copy of {dataset.path} (found {free / 1e9:.1f} GB free, "
-            f"{size / 1e9:.1f} GB needed). Set TMPDIR to another disk, or train without --stage"
+            f"{size / 1e9:.1f} GB needed). Set TMPDIR to a folder on another disk, or train without --stage"
         )
     say(f"{copy}: copying {dataset.path} ({size / 1e9:.1f} GB) to this node")
     with files.whole(copy) as temporary:

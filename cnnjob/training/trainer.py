@@ -192,7 +192,7 @@ class Trainer:
         """Log and record the step from which bits may differ, if the environment differs from the first attempt's."""
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
-            self.say(f"warning: bits may differ from step {self.progress.step}: {'; '.join(differing)}")
+            self.say(f"warning: bits may differ from step {self.progress.step} onwards: {'; '.join(differing)}")
             if self.progress.bits_may_differ_from_step is None:
                 self.progress.bits_may_differ_from_step = self.progress.step
 

@@ -485,7 +485,7 @@ def test_a_folder_that_may_hold_the_test_images_is_named(tmp_path: Path) -> None
 def test_images_with_masks_are_not_two_classes(tmp_path: Path) -> None:
     for label in ("images", "masks"):
         write_images(tmp_path / "photos" / label, 4)
-    with pytest.raises(DataError, match=r"not like classes \(found images, masks\)\. Specify a table .*--labels FILE"):
+    with pytest.raises(DataError, match=r"not classes \(found images, masks\)\. Specify a table .*--labels FILE"):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
 
 

@@ -218,7 +218,7 @@ def test_what_was_done_on_a_dirty_tree_or_with_other_threads_is_said(tmp_path: P
     folders.change_json(run.result_file, bits_may_differ_from_step=150)
     record = read_record(run, "run")
     assert record.row["commit"] == f"{folders.COMMIT}-dirty"
-    assert record.remarks == ["bits may differ from step 150: resumed with different versions or threads"]
+    assert record.remarks == ["bits may differ from step 150 onwards: resumed with different versions or threads"]
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -139,7 +139,7 @@ def decompressed_file(archive: Path) -> BinaryIO:
 
 
 def is_tar_header(block: bytes) -> bool:
-    """Return whether a file's first 512 bytes are a tar header; the oldest format has only a checksum to tell by."""
+    """Return whether a file's first 512 bytes are a tar header; only its checksum identifies the oldest format."""
     try:
         return bool(_parsed(block).name)
     except _DAMAGED:

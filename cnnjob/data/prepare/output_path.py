@@ -83,7 +83,7 @@ def require_writable(out: Path) -> None:
 
     Raises:
         DataError: the parent folder cannot be created or written to.
-        JobError: the path is a folder or a special file, has no suffix ``.h5``, or is nested too deeply.
+        JobError: the path is a folder or a special file, does not end in ``.h5``, or is nested too deeply.
     """
     try:
         _require_writable(out, target_of(out))

@@ -254,7 +254,10 @@ class _Request:
     def _require_possible_images(self) -> None:
         size, fraction = self.options.size, self.options.test_fraction
         if size and not (min(size) > 0 and math.prod(size) <= MAX_PIXELS):
-            raise JobError(f"size: must be 1x1 to {MAX_PIXELS:,} pixels (found {size[0]}x{size[1]}). Choose another")
+            raise JobError(
+                f"size: must be at least 1x1 and at most {MAX_PIXELS:,} pixels in total (found {size[0]}x{size[1]}). "
+                "Choose another size"
+            )
         if self.options.fit not in FITS:
             raise JobError(f"fit: unknown (found {self.options.fit!r}). Choose one of {', '.join(FITS)}")
         if self.options.fit != FITS[0] and size is None:

@@ -132,7 +132,7 @@ class _Disk(io.FileIO):
     """The recorded error, if any; nothing more is written after it."""
 
     def write(self, content: Any, /) -> int:
-        """Write everything or record the failure; return the full length in either case."""
+        """Write all bytes, or record the failure; return the number of bytes in either case."""
         rest = memoryview(content).cast("B")
         written = len(rest)
         with self._keeping_trouble():

@@ -89,7 +89,7 @@ class ShapeOnlyDevice:
     """Device without memory, used only to count the bytes that a plan needs; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Count memory for this precision."""
+        """Store the precision for which memory is counted."""
         self.precision = precision
 
     def __getattr__(self, name: str) -> Any:
@@ -154,7 +154,7 @@ def row_length(shape: Shape) -> int:
 
 
 def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before the activation, ReLU or none; ``out`` receives it, (N, …) without a border."""
+    """Plan the gradient before an activation, which is ReLU or none; ``out`` (N, …) receives it without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"

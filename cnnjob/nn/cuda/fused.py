@@ -191,7 +191,7 @@ class Head:
 
 
 def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
-    """Plan a dense block without bias and activation: z = x w, and the gradients of x and w from that of z."""
+    """Plan a dense block without bias or activation: z = x w, and the gradients of x and w from that of z."""
     x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
     flat = x.value.reshape(len(z), -1)
     backward = [gemm(device, flat, dz, dw, (True, False))]
@@ -216,7 +216,7 @@ class _Sums:
         gradient, number of weights; N."""
 
     def plan(self) -> Task:
-        """Plan all sums."""
+        """Plan the kernel that computes all sums."""
         columns = self.filters[5] + self.hidden[2] + self.classifier[2] + self.classifier[5]
         arguments = scalars([*self.filters, *self.hidden, *self.classifier])
         return partial(self._device.launch, "batch_sums", (-(-columns // WARP), 1), BATCH_SUMS, arguments)

@@ -139,7 +139,7 @@ def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: 
 
 
 def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple[np.ndarray, ...] | None:
-    """Return x, mean and interval half width over the range that all lines cover; None if they have no common range."""
+    """Return x, mean and interval half-width over the range that all lines cover; None if they have no common range."""
     start, end = max(np.nanmin(x) for x, _ in lines), min(np.nanmax(x) for x, _ in lines)
     if start > end:
         return None

@@ -129,7 +129,7 @@ def provenance(record: Record) -> Iterator[str]:
     if (views := record.result.get("test_time_augmentation", "none")) != "none":
         yield f"test-time augmentation: {views}"
     if (step := record.result.get("bits_may_differ_from_step")) is not None:
-        yield f"bits may differ from step {step}"
+        yield f"bits may differ from step {step} onwards"
 
 
 def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:

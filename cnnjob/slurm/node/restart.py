@@ -214,7 +214,7 @@ def _wait(seconds: float) -> None:
 
 
 def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide whether to restart, do so if possible, and return a phrase for the log.
+    """Decide whether to restart the run, restart it if so, and return a phrase for the log.
 
     Raises:
         SchedulerError: the restart failed.

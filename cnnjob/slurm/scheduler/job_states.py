@@ -117,7 +117,7 @@ def parse_reason(reason: str) -> Wait:
         reason: for example ``Priority``, ``QOSMaxGRESPerUser`` or ``ReqNodeNotAvail, UnavailableNodes:n[1-3]``.
 
     Returns:
-        A description of the reason; the phrase of an unknown reason is its original text.
+        A description of the reason; for an unknown reason, the original text.
     """
     text = reason.strip().removeprefix("(").removesuffix(")")
     code = re.split(r"[,\s(]", text, maxsplit=1)[0]

@@ -257,7 +257,7 @@ def _refusal_by(partition: Partition, request: Request) -> str:
 
 
 def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
-    """Return a hint with the valid names at a site or in a partition, and the closest match if there is one."""
+    """Return a hint with the closest match for a name, if any, and the valid names at a site or in a partition."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
     return f"{hint}Valid names for this {owner}: {', '.join(sorted(known))}"

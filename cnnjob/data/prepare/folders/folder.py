@@ -183,7 +183,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
 
 
 def _left_out(layout: FolderLayout, hidden: Sequence[str]) -> Counter[str]:
-    """Return the files that are not read and the folders in which nothing is read, with their numbers of files."""
+    """Return the files that are not read and the folders in which nothing is read, each with its number of files."""
     used = {
         parent for lists in layout.splits.values() for names in lists for name in names for parent in _parents(name)
     }

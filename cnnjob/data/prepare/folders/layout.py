@@ -300,7 +300,7 @@ def _require_no_splits(names: list[str], where: str) -> None:
     lower = {name.lower() for name in names}
     if lower <= _NO_CLASS_PARTS | _IMAGE_FOLDERS and lower & _NO_CLASS_PARTS:
         raise DataError(
-            f"{where}: these look like images with their annotations, not like classes (found {_shown(names)}). "
+            f"{where}: the folders seem to contain images and annotations, not classes (found {_shown(names)}). "
             "Specify a table of the images' labels, with --labels FILE"
         )
 
