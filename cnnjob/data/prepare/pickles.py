@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacement
 
 
 class _Unread(bytes):
-    """Placeholder for skipped bytes: empty, but with their length, which pickletools checks."""
+    """Placeholder for skipped bytes: empty, but it reports their length, which pickletools checks."""
 
     length = 0
 

@@ -43,7 +43,7 @@ def gather(
 
 
 def _plan_draw(device: Device, change: Augmentation, inputs: StepInputs, views: Array) -> Task:
-    """Plan the task that draws the changes; the values equal those of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
+    """Plan the task that draws random changes; the values equal those of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
     address = np.uint32(inputs.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)
     arguments = scalars(

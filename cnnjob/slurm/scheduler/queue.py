@@ -54,7 +54,7 @@ class QueueListing:
         """
         if not self.complete:
             raise SchedulerError(
-                "squeue: its output could not be parsed completely, so jobs in the queue may be missing. "
+                "squeue: its output could not be parsed completely, so some jobs may have been missed. "
                 "Check squeue's output, then run the same command again",
                 silent=True,
             )

@@ -36,7 +36,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
         names: paths of the files in the folder that are not images.
 
     Returns:
-        The files of each set by split and type (images or labels), under the set's name, which may be empty.
+        The files of each set by split and type (images or labels), keyed by the set's name, which may be empty.
 
     Raises:
         DataError: two files have the same role in one set.
