@@ -31,6 +31,9 @@ PACKAGE = Path(__file__).parent
 TEMPORARY_SUFFIX = ".tmp"
 NO_PROC = "/proc is not readable"
 MOUNT_PROC = "In a chroot or container: mount -t proc proc /proc"
+GIT_LFS_POINTER = b"version https://git-lfs"
+"""First bytes of the small text file that Git stores instead of a large file."""
+A_GIT_LFS_POINTER = "a Git LFS pointer instead of the file itself. Run git lfs pull in its repository"
 TEXT_BYTES = 16 * 2**20
 """Maximum size of a text or JSON file, in bytes."""
 _FILE_KINDS = {

@@ -197,19 +197,13 @@ def _fraction(text: str | None) -> float | str | None:
 def _print_prepared(prepared: "Prepared") -> None:
     dataset = prepared.dataset
     _print_dataset(dataset)
-    for name, fault in dataset.options.get("skipped", {}).items():
-        typer.echo(f"skipped: {name}: {fault}")
+    for fault in dataset.options.get("skipped", {}).values():
+        typer.echo(f"skipped: {fault}")
     if prepared.created:
         rate = dataset.size_bytes / prepared.seconds / MEGABYTE
         typer.echo(f"{dataset.path}: prepared in {format_seconds(prepared.seconds)}, {rate:.1f} MB/s")
     else:
         typer.echo(f"{dataset.path}: already prepared from this source; use --force to prepare it again")
-    if len(dataset.class_names) == 1:
-        typer.echo(
-            "There is only one class, so there is nothing to learn. Specify the folder that contains the class folders",
-            err=True,
-        )
-        return
     typer.echo(f"To train on it:\n    {shlex.join(['cnnjob', 'train', _job_name(dataset)])}")
 
 

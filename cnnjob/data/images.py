@@ -598,6 +598,8 @@ def _unknown_format(path: Path | str, content: bytes | None) -> str:
             content = file.read(256)
     if not content:
         return "an empty file instead of an image. Remove it"
+    if content.startswith(files.GIT_LFS_POINTER):
+        return files.A_GIT_LFS_POINTER
     for position, signature, name, advice in _OTHER_FORMATS:
         if content.startswith(signature, position):
             return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not supported. {advice}"

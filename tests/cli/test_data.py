@@ -61,10 +61,10 @@ def test_an_out_that_cannot_be(here: Path, out: str, code: int, message: str) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_half_written(here: Path, number: signal.Signals) -> None:
     """It comes as soon as the temporary file is there, and so many large images take a second."""
-    for split, count in (("train", 60), ("test", 1)):
-        (here / "pets" / split / "cat").mkdir(parents=True)
+    for split, label, count in (("train", "cat", 60), ("train", "dog", 1), ("test", "cat", 1), ("test", "dog", 1)):
+        (here / "pets" / split / label).mkdir(parents=True)
         for place in range(count):
-            (here / "pets" / split / "cat" / f"{place}.jpeg").symlink_to(here / "large.jpeg")
+            (here / "pets" / split / label / f"{place}.jpeg").symlink_to(here / "large.jpeg")
     Image.new("RGB", (1400, 1400)).save(here / "large.jpeg")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     arguments = [sys.executable, "-m", "cnnjob", "prepare", "pets"]
@@ -252,9 +252,9 @@ def test_a_dataset_of_one_class_is_no_training(here: Path) -> None:
     for split in ("train", "test"):
         write_images(here / "photos" / split / "cats", 2)
     prepared = cnnjob("prepare", "photos")
-    assert prepared.exit_code == 0
-    assert "There is only one class, so there is nothing to learn" in prepared.stderr
-    assert "To train on it" not in prepared.stdout
+    assert (prepared.exit_code, prepared.stdout) == (3, "")
+    assert "only one class, so there is nothing to learn (found 'cats'). Specify the folder" in prepared.stderr
+    assert not (here / "data" / "photos.h5").exists()
 
 
 def test_the_next_command_trains_the_users_images(here: Path) -> None:

@@ -266,7 +266,7 @@ def test_other_versions_are_refused_by_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "svhn" / "a.zip", "w") as archive:
         archive.writestr("a", "b")
     (tmp_path / "svhn" / "train" / "digitStruct.mat").unlink()
-    with pytest.raises(DataError, match=r"only archives .found a.zip"):
+    with pytest.raises(DataError, match=r"no images, only other files .found a.zip"):
         prepared(tmp_path / "svhn")
 
 

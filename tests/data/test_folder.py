@@ -294,7 +294,11 @@ def no_classes(root: Path) -> None:
     ("error", "message", "spoil"),
     [
         (DataError, "some classes have no train images .found bird.", an_empty_class),
-        (DataError, "bird: too few images to split off test images .found 1, 1 of them distinct", a_class_of_one),
+        (
+            DataError,
+            "class bird has too few images to split off test images .found 1, 1 of them distinct",
+            a_class_of_one,
+        ),
         (JobError, "(?s)differ in size .*19 images of 5x6, e.g. .*1 image of 5x5.*--size 5x6", another_size),
         (DataError, "(?s)1 file cannot be used .found:.*0100.png: no such file", a_dangling_link),
         (DataError, "nested too deeply .found more than 50", a_deep_folder),

@@ -477,7 +477,7 @@ def test_a_folder_that_may_hold_the_test_images_is_named(tmp_path: Path) -> None
         write_images(tmp_path / "photos" / "train" / label, 4, seed=ord(label))
         write_images(tmp_path / "photos" / "my_test" / label, 2, seed=2 * ord(label))
     with pytest.raises(
-        JobError, match=r"Nothing is read from my_test/\. If these are the test images, rename the folder"
+        JobError, match=r"Nothing is read from my_test/\. If this folder contains the test images, rename it to test$"
     ):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos")
 
@@ -501,8 +501,8 @@ def test_copies_in_another_class_are_named_where_too_few_images_are_left(tmp_pat
         write_images(tmp_path / "photos" / label, 1, seed=5)
     write_images(tmp_path / "photos" / "x", 4, seed=5)
     message = (
-        r"y: too few images to split off test images \(found 1, 1 of them distinct and 1 of them also in other "
-        r"classes, e\.g\. y/0000\.png = x/0000\.png\)"
+        r"class y has too few images to split off test images \(found 1, 1 of them distinct and 1 of them also in "
+        r"other classes, e\.g\. y/0000\.png = x/0000\.png\)"
     )
     with pytest.raises(DataError, match=message):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
@@ -537,3 +537,79 @@ def test_suggested_commands_repeat_what_was_typed(tmp_path: Path, monkeypatch: p
 def test_a_users_images_are_not_downloaded(tmp_path: Path, name: str, source: str | None) -> None:
     with pytest.raises(JobError, match=r"only published datasets are downloaded[^$]*curl -L -o [^$]*cnnjob prepare"):
         prepare(name, tmp_path / "out.h5", source=source)
+
+
+@pytest.mark.parametrize("wrapper", ["my_test_project", "training12-main", "a/train-data", "train"])
+def test_a_wrapper_may_have_the_word_for_a_split_in_its_name(tmp_path: Path, wrapper: str) -> None:
+    for split in ("train", "test"):
+        for label in "xy":
+            write_images(tmp_path / "splits" / wrapper / split / label, 3, seed=100 * ord(label) + 10 * len(split))
+    done = prepare("folder", tmp_path / "splits.h5", source=tmp_path / "splits")
+    assert (done.dataset.splits, done.dataset.class_names) == (("train", "test"), ("x", "y"))
+    for label in "xy":
+        write_images(tmp_path / "classes" / wrapper / label, 4, seed=100 * ord(label))
+    done = prepare("folder", tmp_path / "classes.h5", source=tmp_path / "classes", test_fraction=0.25)
+    assert done.dataset.class_names == ("x", "y")
+    assert (*done.dataset.counts("train"), *done.dataset.counts("test")) == (3, 3, 1, 1)
+
+
+def test_a_test_folder_without_labels_is_explained(tmp_path: Path) -> None:
+    for label in "xy":
+        write_images(tmp_path / "photos" / "train" / label, 4, seed=ord(label))
+    write_images(tmp_path / "photos" / "test", 3, seed=7)
+    (tmp_path / "photos" / "logs").mkdir()
+    (tmp_path / "photos" / "logs" / "a.out").write_text("x")
+    with pytest.raises(JobError) as refused:
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos")
+    assert str(refused.value).endswith(
+        "The images in test/ have no labels, because they are not in class folders. To use them, specify a table of "
+        "labels with a column split, with --labels FILE"
+    )
+
+
+def test_a_flat_folder_in_a_wrapper_is_not_one_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos" / "faces", 4)
+    with pytest.raises(DataError, match=r"only one class.*found 'faces'.*or a table of labels with --labels FILE$"):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos")
+
+
+def test_pointers_of_git_lfs_are_named_and_not_suggested_to_be_skipped(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    for label in "xy":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(600):
+            (tmp_path / "photos" / label / f"{number}.jpg").write_text(pointer)
+    (tmp_path / "labels.csv").write_text(pointer)
+    with pytest.raises(DataError) as refused:
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", test_fraction=0.5)
+    lines = str(refused.value).splitlines()
+    assert lines[0].endswith("photos: 1200 files cannot be used (found:")
+    assert lines[1].endswith("0.jpg: a Git LFS pointer instead of the file itself. Run git lfs pull in its repository")
+    assert lines[1001:] == ["  and 200 more).", "Repair or remove them"]
+    with pytest.raises(DataError, match=r"labels\.csv: a Git LFS pointer"):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", labels=tmp_path / "labels.csv")
+    for name in ("x.npz", "x_train.npy"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(DataError, match="a Git LFS pointer"):
+            prepare("folder", tmp_path / "out.h5", source=tmp_path / name)
+
+
+def test_plots_next_to_arrays_are_not_the_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "both" / "data", 2)
+    arrays: dict[str, np.ndarray] = {"x": np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4), "y": np.arange(12) % 3}
+    for name, array in arrays.items():
+        np.save(tmp_path / "both" / "data" / f"{name}_train.npy", array)
+    for source in (tmp_path / "both", tmp_path / "both" / "data"):
+        done = prepare("folder", tmp_path / f"{source.name}.h5", source=source, test_fraction=0.25)
+        assert done.dataset.class_names == ("0", "1", "2")
+    with pytest.raises(DataError, match=r"x_train\.npy: a single array .found y_train\.npy next to it"):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "both" / "data" / "x_train.npy", test_fraction=0.25)
+
+
+def test_a_table_with_other_capitals_is_explained(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 2)
+    (tmp_path / "labels.csv").write_text("path,label\n0000.PNG,a\n0001.png,b\n")
+    with pytest.raises(
+        DataError, match=r"0000\.PNG on line 2: no such file \(but 0000\.png, which differs in upper and"
+    ):
+        prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", labels=tmp_path / "labels.csv")

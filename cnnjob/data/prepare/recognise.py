@@ -16,18 +16,17 @@ from cnnjob.data.prepare.arrays.svhn import svhn_set
 from cnnjob.data.prepare.folders.archive import TarTree, ZipTree
 from cnnjob.data.prepare.folders.folder import read_folder
 from cnnjob.data.prepare.folders.options import FolderOptions
-from cnnjob.data.prepare.folders.tree import FolderTree, is_visible
+from cnnjob.data.prepare.folders.tree import FolderTree, is_named_as_image, is_visible
 from cnnjob.data.prepare.idx import peek_header
 from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError
-from cnnjob.files import open_regular
+from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER, open_regular
 
-_IMAGE_SUFFIXES = frozenset({
-    *("png", "jpg", "jpeg", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"),
-    *("heic", "heif", "avif", "jp2", "jxl", "tga", "dcm"),
-})  # fmt: skip
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2", ".rar", ".7z", ".zst")
-_ARRAY_SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5", "-ubyte", ".pkl", ".pickle", ".bin", ".csv", ".parquet")
+_OTHER_SUFFIXES = (
+    *(".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".txz", ".tbz2", ".rar", ".7z", ".zst"),
+    *(".npy", ".npz", ".mat", ".h5", ".hdf5", "-ubyte", ".pkl", ".pickle", ".bin", ".csv", ".parquet"),
+)
+"""Suffixes of archives and arrays."""
 _PICKLED = {"data_batch_1": "cifar10", "test_batch": "cifar10", "meta": "cifar100"}
 """File names in CIFAR's Python versions, each with the name of the dataset to prepare instead."""
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -67,17 +66,19 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
         return _read_source_file(source, options, progress=progress)
     tree = FolderTree(source)
     listing = tree.list()
-    # If there are images anywhere in the folder, all other files are left out and reported.
-    if options.labels or any(map(_is_named_as_image, listing.files)):
-        return read_folder(tree, listing, options, progress=progress)
+    images = [name for name in listing.files if is_named_as_image(name)]
     others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
     others = [name for name in others if (source / name).is_file()]
+    # If there are images anywhere in the folder, all other files are left out and reported. But images next to arrays,
+    # and in no folders that could be classes, are likely to be plots.
+    has_arrays = any(name.lower().endswith((".npy", ".npz")) for name in others)
+    if options.labels or len({name.rpartition("/")[0] for name in images}) > 1 or (images and not has_arrays):
+        return read_folder(tree, listing, options, progress=progress)
     if found := _find_arrays(source, others, options):
         return read_array_set(found, options)
-    archives = [name for name in others if name.lower().endswith(_ARCHIVE_SUFFIXES)]
-    if archives:
-        raise DataError(f"{source}: no images, only archives (found {', '.join(archives[:3])}). Specify one of them, "
-                        "or unpack them")  # fmt: skip
+    if not images and (inside := [name for name in others if name.lower().endswith(_OTHER_SUFFIXES)]):
+        raise DataError(f"{source}: no images, only other files (found {', '.join(inside[:3])}). Specify one of them, "
+                        "or unpack archives first")  # fmt: skip
     return read_folder(tree, listing, options, progress=progress)
 
 
@@ -103,7 +104,14 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
 def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:
     with open_regular(source) as file:
         start = file.read(TAR_BLOCK_BYTES)
+    if start.startswith(GIT_LFS_POINTER):
+        raise DataError(f"{source}: {A_GIT_LFS_POINTER}")
     if start.startswith(NUMPY_MAGIC):
+        siblings = [path.name for path in sorted(source.parent.glob("*.npy")) if path.name != source.name]
+        if siblings:
+            raise DataError(
+                f"{source}: a single array (found {siblings[0]} next to it). Specify the folder that contains both"
+            )
         return read_array_set(numpy_set(array_files(source), str(source)), options)
     if start.startswith(b"PK") and zipfile.is_zipfile(source):
         if source.suffix == ".npz":
@@ -127,15 +135,11 @@ def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> D
     listing = tree.list()
     # An archive of archives or arrays has no images, only members of which a reader could read one.
     names = [*listing.files, *listing.left_out]
-    inside = [name for name in names if name.lower().endswith((*_ARCHIVE_SUFFIXES, *_ARRAY_SUFFIXES))]
-    if not options.labels and inside and not any(map(_is_named_as_image, listing.files)):
+    inside = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
+    if not options.labels and inside and not any(map(is_named_as_image, listing.files)):
         raise DataError(f"{tree.root}: no images, only other files (found {', '.join(inside[:3])}). Unpack the "
                         "archive, and specify its folder or one of these files")  # fmt: skip
     return read_folder(tree, listing, options, progress=progress)
-
-
-def _is_named_as_image(name: str) -> bool:
-    return name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES
 
 
 def _starts_with(path: Path, start: bytes) -> bool:

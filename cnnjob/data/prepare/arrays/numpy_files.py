@@ -18,7 +18,7 @@ from cnnjob.data.prepare.arrays.in_memory import as_labels, image_layout
 from cnnjob.data.prepare.arrays.stream import ArraySet, LabelledStream, rows_per_block
 from cnnjob.data.prepare.folders.layout import split_of_name
 from cnnjob.errors import DataError
-from cnnjob.files import open_regular
+from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER, open_regular
 
 _IMAGES = frozenset({"x", "images", "image", "imgs", "img", "pixels", "data"})
 _LABELS = frozenset({"y", "labels", "label", "targets", "target", "classes"})
@@ -106,7 +106,10 @@ def array_files(path: Path) -> list[ArrayFile]:
     """
     stem = path.name.rpartition(".")[0]
     with open_regular(path) as file:
-        if file.read(len(MAGIC)) == MAGIC:
+        start = file.read(len(GIT_LFS_POINTER))
+        if start == GIT_LFS_POINTER:
+            raise DataError(f"{path}: {A_GIT_LFS_POINTER}")
+        if start.startswith(MAGIC):
             return [ArrayFile(path, "", stem)]
         try:
             with zipfile.ZipFile(file) as archive:

@@ -15,6 +15,7 @@ import numpy as np
 from cnnjob.data.dataset import BLOCK_BYTES, SPLITS
 from cnnjob.data.images import fit_pixels
 from cnnjob.data.prepare.folders.folder import MAX_PIXELS, copies, cut_test_images, require_classes
+from cnnjob.data.prepare.folders.layout import require_several_classes
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.folders.reading import ImageFile, Splits
 from cnnjob.data.prepare.writer import Chunk, DatasetContents
@@ -88,10 +89,11 @@ def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
                        f"{' '.join(options.as_typed())}). Omit them")  # fmt: skip
     streams = _with_test_split(found, options)
     values, names = _classes(found, streams)
+    require_several_classes(names, options.source, "Add images of other classes")
     rows = {split: _survey(stream, values, split) for split, stream in streams.items()}
     splits: Splits = dict(rows)
     if "test" not in splits:
-        splits = cut_test_images(rows["train"], names, float(options.test_fraction or 0)) | {
+        splits = cut_test_images(rows["train"], names, float(options.test_fraction or 0), options.source) | {
             split: images for split, images in rows.items() if split != "train"
         }
     require_classes(splits, names, options.source)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from cnnjob.data.prepare.cut import cut
 from cnnjob.data.prepare.folders.label_file import layout_of_labels
-from cnnjob.data.prepare.folders.layout import ANNOTATIONS, FolderLayout, find_layout
+from cnnjob.data.prepare.folders.layout import ANNOTATIONS, FolderLayout, find_layout, require_several_classes
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
 from cnnjob.data.prepare.folders.reading import ImageFile, Splits, Survey, chunks, refuse_unusable, survey
-from cnnjob.data.prepare.folders.tree import FolderTree, Listing
+from cnnjob.data.prepare.folders.tree import FolderTree, Listing, is_named_as_image
 from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes, sha256_of
@@ -22,13 +22,14 @@ _SHOWN = 5
 _SHOWN_COPIES = 3
 
 
-def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float) -> Splits:
+def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fraction: float, where: str) -> Splits:
     """Split off a fraction of each class, but at least one image, for testing; copies of an image stay together.
 
     Args:
         images: all images, class by class.
         class_names: the names of the classes.
         fraction: fraction of each class to use for testing, in (0, 1).
+        where: the source, for messages.
 
     Returns:
         The images of the ``train`` and ``test`` splits, in their original order.
@@ -55,8 +56,8 @@ def cut_test_images(images: Sequence[ImageFile], class_names: Sequence[str], fra
                 copied = f" and {len(elsewhere)} of them also in other classes, e.g. {elsewhere[0].name} = "
                 copied += first_name[elsewhere[0].digest]
             raise DataError(
-                f"{class_names[label]}: too few images to split off test images (found {len(members)}, "
-                f"{len({image.digest for image in members})} of them distinct{copied}). "
+                f"{where}: class {class_names[label]} has too few images to split off test images (found "
+                f"{len(members)}, {len({image.digest for image in members})} of them distinct{copied}). "
                 "Every class needs at least 2 distinct images"
             )
         first_name = {image.digest: image.name for image in members} | first_name
@@ -166,7 +167,7 @@ def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
 
-def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> Iterator[str]:
+def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str, *, by_table: bool) -> Iterator[str]:
     """Yield a description of everything in a folder that is not read, grouped by subfolder.
 
     Yields:
@@ -178,7 +179,7 @@ def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str) -> I
         more = len(counts) - _SHOWN
         yield (
             f"{where}: left out: {', '.join(shown)}{f' and {more:,} more' if more > 0 else ''} "
-            "(hidden, not images, or not in a class folder)"
+            f"(hidden, not images, or not in {'the table' if by_table else 'a class folder'})"
         )
 
 
@@ -230,17 +231,24 @@ def read_folder(
         sources["labels"] = sha256_of(content)
     else:
         layout = find_layout(listing, str(tree.root), _annotations(tree, listing))
+    advice = "Specify the folder that contains the class folders, or a table of labels with --labels FILE"
+    require_several_classes(
+        layout.class_names,
+        str(options.labels or tree.root),
+        "Add images of other classes" if options.labels else advice,
+    )
     layout = _with_test_split(layout, options, tree)
     found = survey(tree, layout, options, progress=progress)
     if len(found.faults) > options.skip_damaged:
-        refuse_unusable(found.faults, options)
+        refuse_unusable(found.faults, options, can_skip=any(found.splits.values()))
     if "test" not in found.splits:
         train = found.splits.pop("train")
-        found.splits = cut_test_images(train, layout.class_names, float(options.test_fraction or 0)) | found.splits
+        fraction = float(options.test_fraction or 0)
+        found.splits = cut_test_images(train, layout.class_names, fraction, str(tree.root)) | found.splits
     require_classes(found.splits, layout.class_names, str(tree.root))
     shape = image_shape(found, options, str(tree.root))
     warnings = (
-        *left_out_lines(layout, listing.left_out, str(tree.root)),
+        *left_out_lines(layout, listing.left_out, str(tree.root), by_table=bool(options.labels)),
         *(f"{tree.root}: {line}" for line in listing.remarks),
         *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),
@@ -269,6 +277,25 @@ def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
     return {row[0]: row[1] for row in rows if len(row) > 1}
 
 
+def _hint_at_left_out(layout: FolderLayout) -> str:
+    """Return advice on using folders of images that are left out as test images; empty if there are none."""
+    images = [path for path in layout.left_out if is_named_as_image(path)]
+    folders = [name for name in _left_out(replace(layout, left_out=tuple(images)), ()) if name.endswith("/")]
+    if not folders:
+        return ""
+    # The images of a split are in class folders, at least one level below it.
+    labelled = [name for name in folders if any(path.startswith(name) and "/" in path[len(name) :] for path in images)]
+    if labelled:
+        return (
+            f"\nNothing is read from {', '.join(labelled[:_SHOWN])}. If this folder contains the test images, rename "
+            "it to test"
+        )
+    return (
+        f"\nThe images in {', '.join(folders[:_SHOWN])} have no labels, because they are not in class folders. To use "
+        "them, specify a table of labels with a column split, with --labels FILE"
+    )
+
+
 def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderTree) -> FolderLayout:
     """Check ``--test-fraction`` against the folder's splits; turn ``val`` into the test split if requested."""
     if "test" in layout.splits:
@@ -287,9 +314,7 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
         return replace(layout, splits=splits, description=layout.description.replace("(val)", "(test)"))
     if options.test_fraction is None:
         hints = f"\nOr test on the validation images:\n  {options.command(test_fraction=VAL)}" if has_val else ""
-        if folders := [name for name in _left_out(layout, ()) if name.endswith("/")]:
-            hints += f"\nNothing is read from {', '.join(folders[:_SHOWN])}. If these are the test images, rename the "
-            hints += "folder to test"
+        hints += _hint_at_left_out(layout)
         raise JobError(
             f"{tree.root}: no test images (found {layout.description}). Split off some of the training images:\n"
             f"  {options.command(test_fraction=0.2)}{hints}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cnnjob.data.dataset import SPLITS
 from cnnjob.data.prepare.folders.layout import FolderLayout, natural_order, split_of_name
 from cnnjob.errors import DataError, plural
+from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "filepath", "filenames", "image", "imagepath", "imagename", "imagefile", "img",
@@ -76,6 +77,8 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
 
 def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
     """Yield the rows of the table; raise a DataError for a row without a path or a label."""
+    if content.startswith(GIT_LFS_POINTER):
+        raise DataError(f"{where}: {A_GIT_LFS_POINTER}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +119,8 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
     if missing:
         raise DataError(
             f"{where}: no {' and no '.join(missing)} column (found {', '.join(map(repr, header)) or 'no columns'}). "
-            "Use the column names path (image file), label (class) and, optionally, split (train, val or test)"
+            "Use the column names path (image file), label (class) and, optionally, split (train, val or test), and "
+            "separate the columns by commas, tabs or semicolons"
         )
     return columns
 
@@ -134,6 +138,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
         for end in _ends(path):
             by_end[end].add(path)
     known = set(files)
+    by_lower = {end.lower(): next(iter(paths)) for end, paths in by_end.items() if len(paths) == 1}
     named, problems = [], []
     first: dict[str, _Row] = {}
     for row in rows:
@@ -152,7 +157,9 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
                 f"{row.path} on line {row.line}: several files match, such as {' and '.join(sorted(matches)[:2])}"
             )
         else:
-            problems.append(f"{row.path} on line {row.line}: no such file")
+            other = by_lower.get(key.lower())
+            hint = f" (but {other}, which differs in upper and lower case)" if other else ""
+            problems.append(f"{row.path} on line {row.line}: no such file{hint}")
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise DataError(

@@ -8,7 +8,7 @@ refused, since a wrong guess would silently produce wrong labels.
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cnnjob.data.dataset import SPLITS
@@ -182,10 +182,20 @@ def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
     """Return the first folder, starting with ``folder``, that is not just a wrapper around a folder with subfolders."""
     while len(folder.folders) == 1 and not folder.files:
         child = next(iter(folder.folders.values()))
-        if not child.folders or child.holds_images() or (not inside_split and split_of_name(child.name)):
+        if not child.folders or child.holds_images() or (not inside_split and _is_only_split(child)):
             break
         folder = child
     return folder
+
+
+def _is_only_split(folder: _Folder) -> bool:
+    """Return whether a folder without siblings is a split: it is named train or test and contains no splits itself.
+
+    A folder such as ``my_test-main`` is more likely a wrapper whose name contains that word by chance.
+    """
+    found = split_of_name(folder.name)
+    inside = {split[0] for name in folder.folders if (split := split_of_name(name))}
+    return found is not None and found[1] == "*" and not {"train"} < inside
 
 
 def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
@@ -284,9 +294,19 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
     if inside and not folder.holds_images():
         raise DataError(
             f"{place}: the class folder {folder.name} contains only folders, no images (found "
-            f"{_shown(sorted(inside))}). Specify the folder that contains the class folders, or a table of labels with "
-            "--labels FILE"
+            f"{_shown(sorted(inside))}). Specify the folder that contains the class folders (unpack an archive first), "
+            "or a table of labels with --labels FILE"
         )
+
+
+def require_several_classes(names: Sequence[str], where: str, advice: str) -> None:
+    """Refuse a dataset with only one class.
+
+    Raises:
+        DataError: there is only one class.
+    """
+    if len(names) == 1:
+        raise DataError(f"{where}: only one class, so there is nothing to learn (found {names[0]!r}). {advice}")
 
 
 def _require_no_splits(names: list[str], where: str) -> None:

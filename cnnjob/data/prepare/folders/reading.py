@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -32,6 +33,8 @@ _MAX_KEPT_BYTES = 128 << 20
 """Maximum total size of the pixels that the survey keeps in memory, in bytes."""
 _SURVEY_TASK, _DECODE_TASK = 128, 16
 """Number of files per task, in the survey and in the second pass."""
+_MAX_LISTED = 1000
+"""Maximum number of unusable files that an error lists."""
 _FILES_PER_PROCESS = 32
 """Minimum number of files per process; with fewer, starting another process is not worthwhile."""
 
@@ -201,22 +204,24 @@ def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> tuple[
     return digest, stamp, head, picture
 
 
-def refuse_unusable(faults: Mapping[str, str], options: FolderOptions) -> NoReturn:
+def refuse_unusable(faults: Mapping[str, str], options: FolderOptions, *, can_skip: bool = True) -> NoReturn:
     """Raise an error that lists all unusable files and the command to skip them.
 
     Args:
         faults: the message for each unusable file, by file name.
         options: options from which to build the command.
+        can_skip: whether any images are left if these files are skipped.
 
     Raises:
         DataError: always.
     """
-    listed = "\n".join(f"  {message}" for message in faults.values())
-    them = "it" if len(faults) == 1 else "them"
-    raise DataError(
-        f"{options.source}: {plural(len(faults), 'file')} cannot be used (found:\n{listed}).\n"
-        f"Repair or remove {them}, or skip {them}:\n  {options.command(skip_damaged=len(faults))}"
-    )
+    lines = [f"  {message}" for message in islice(faults.values(), _MAX_LISTED)]
+    lines += [f"  and {len(faults) - _MAX_LISTED:,} more"] if len(faults) > _MAX_LISTED else []
+    listed, them = "\n".join(lines), "it" if len(faults) == 1 else "them"
+    advice = f"Repair or remove {them}"
+    if can_skip:
+        advice += f", or skip {them}:\n  {options.command(skip_damaged=len(faults))}"
+    raise DataError(f"{options.source}: {plural(len(faults), 'file')} cannot be used (found:\n{listed}).\n{advice}")
 
 
 def chunks(

@@ -21,6 +21,10 @@ _NO_IMAGES = frozenset({
     *("readme", "license", "licence", "changelog", "copying", "authors", "makefile"),  # without a suffix
     *("mat", "npy", "npz", "pkl", "h5", "hdf5", "db", "sqlite", "py", "ipynb", "sh", "lst", "names", "cache"),
 })  # fmt: skip
+_IMAGE_SUFFIXES = frozenset({
+    *("png", "jpg", "jpeg", "jpe", "jfif", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm", "pbm", "pnm"),
+    *("heic", "heif", "avif", "jp2", "jxl", "tga", "dcm"),
+})  # fmt: skip
 _MAX_DEPTH = 50
 MAX_CONTENT_BYTES = 64 << 20
 _MAX_LINKED_FOLDERS = 100_000  # two folder links per level double the number of paths at each level
@@ -32,6 +36,11 @@ Stamp = tuple[int, int, int, int]
 def is_visible(name: str) -> bool:
     """Return whether a name is neither hidden nor a name that desktops and archivers use for files of their own."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
+
+
+def is_named_as_image(name: str) -> bool:
+    """Return whether a file name has the suffix of an image format, including formats that are not supported."""
+    return name.lower().rpartition(".")[2] in _IMAGE_SUFFIXES
 
 
 @dataclass
