@@ -153,6 +153,21 @@ def test_channels_may_come_first(tmp_path: Path, order: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        TRAIN_LABELS.astype(np.float32),
+        TRAIN_LABELS[:, None].astype(float),
+        np.eye(3)[TRAIN_LABELS],
+        np.eye(3, dtype=bool)[TRAIN_LABELS],
+    ],
+    ids=["floats", "column", "one-hot", "one-hot of truth values"],
+)
+def test_labels_may_be_whole_floats_or_one_hot(tmp_path: Path, labels: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", x_train=TRAIN, y_train=labels, x_test=TEST, y_test=TEST_LABELS)
+    require(prepared(tmp_path / "a.npz"), "train", TRAIN, TRAIN_LABELS)
+
+
+@pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"x_train": TRAIN / 255, "y_train": TRAIN_LABELS}, "not uint8 .found float64.. Scale them to 0..255"),
@@ -162,7 +177,13 @@ def test_channels_may_come_first(tmp_path: Path, order: str) -> None:
             {"x_train": TRAIN, "y_train": TRAIN_LABELS[1:]},
             "numbers of labels and images differ .found 11 labels and 12 images",
         ),
-        ({"x_train": TRAIN, "y_train": np.eye(12)}, "labels are not one integer per image .found float64"),
+        ({"x_train": TRAIN, "y_train": 2 * np.eye(12)}, "labels are not one whole number per image .found float64"),
+        ({"x_train": TRAIN, "y_train": np.eye(12) + np.eye(12)[::-1]}, "labels are not one whole number per image"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS + 0.5}, "labels are not one whole number per image"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS + np.inf}, "labels are not one whole number per image"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS * np.nan}, "labels are not one whole number per image"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS * 1j}, "labels are not one whole number per image"),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS.astype(str)}, "labels are not one whole number per image"),
         ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found the shape"),
         ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays contain train images"),
         ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "an array of Python objects"),

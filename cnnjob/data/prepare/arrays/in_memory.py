@@ -39,14 +39,26 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
 def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
     """Return labels as int64 (N,).
 
+    Args:
+        where: name of the array, for messages.
+        labels: whole numbers of any type, (N,) or (N, 1); or one-hot rows (N, K), each with a single 1 among zeros.
+
     Raises:
-        DataError: the labels are not one integer per image.
+        DataError: the labels are not one whole number per image.
     """
-    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # noqa: PLR2004 - a column
-    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or flat.dtype == bool):
-        raise DataError(f"{where}: the labels are not one integer per image (found {labels.dtype} with the shape "
-                        f"{labels.shape}). Pass an array (N,) of integers")  # fmt: skip
-    return flat.astype(np.int64)
+    is_numeric = np.issubdtype(labels.dtype, np.number) or labels.dtype == bool
+    if labels.ndim == 2 and is_numeric:  # noqa: PLR2004 - a table
+        is_one_hot = labels.shape[1] > 1 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+        labels = labels.argmax(axis=1) if is_one_hot else labels[:, 0] if labels.shape[1] == 1 else labels
+    is_whole = not np.issubdtype(labels.dtype, np.inexact)
+    if np.issubdtype(labels.dtype, np.floating):
+        is_whole = bool(np.isfinite(labels).all() and (labels == np.floor(labels)).all())
+    if labels.ndim != 1 or not is_numeric or not is_whole:
+        raise DataError(
+            f"{where}: the labels are not one whole number per image (found {labels.dtype} with the shape "
+            f"{labels.shape}). Pass an array (N,) of integers, or one-hot rows"
+        )
+    return labels.astype(np.int64)
 
 
 def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> LabelledStream:
@@ -55,7 +67,7 @@ def stream_of_arrays(where: str, images: np.ndarray, labels: np.ndarray) -> Labe
     Args:
         where: name of the arrays, for messages.
         images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
-        labels: (N,) or (N, 1) integers.
+        labels: see :func:`as_labels`.
 
     Raises:
         DataError: the arrays are not valid images and labels.

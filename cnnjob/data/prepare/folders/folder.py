@@ -283,8 +283,9 @@ def _hint_at_left_out(layout: FolderLayout) -> str:
     folders = [name for name in _left_out(replace(layout, left_out=tuple(images)), ()) if name.endswith("/")]
     if not folders:
         return ""
-    # The images of a split are in class folders, at least one level below it.
-    labelled = [name for name in folders if any(path.startswith(name) and "/" in path[len(name) :] for path in images)]
+    # The images of a split are in class folders, of which there are at least two.
+    parents = {path.rpartition("/")[0] for path in images}
+    labelled = [name for name in folders if sum(parent.startswith(name) for parent in parents) > 1]
     if labelled:
         return (
             f"\nNothing is read from {', '.join(labelled[:_SHOWN])}. If this folder contains the test images, rename "
