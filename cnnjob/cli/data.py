@@ -415,13 +415,22 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
-    from cnnjob.jobs.toml import format_toml
     from cnnjob.runs.run import Run
     from cnnjob.training.setup import TrainingSetup
 
-    typer.echo(format_toml(job.model_dump(mode="json", exclude_none=True)))
     dataset, is_prepared = _dataset_or_catalogue(job, data)
-    setup = TrainingSetup.build(job, dataset)
+    print_setup(TrainingSetup.build(job, dataset))
+    if run or is_prepared:
+        typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
+    else:
+        typer.echo(f"{dataset.path} is not prepared yet; the sizes are from the catalogue")
+
+
+def print_setup(setup: "TrainingSetup") -> None:
+    """Print a job with its network, number of images and memory."""
+    from cnnjob.jobs.toml import format_toml
+
+    typer.echo(format_toml(setup.job.model_dump(mode="json", exclude_none=True)))
     network = setup.network
     counts = [sum(prod(p.shape) for p in layer.parameters.values() if p.counts) for layer in network.layers]
     rows = [
@@ -431,10 +440,6 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
     typer.echo(f"images: {setup.n_training:,} for training, {setup.n_validation:,} for validation")
     typer.echo(memory_line(setup))
-    if run or is_prepared:
-        typer.echo(f"run: {run or Run.of(job, dataset.digest, data).name}")
-    else:
-        typer.echo(f"{dataset.path} is not prepared yet; the sizes are from the catalogue")
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
 
-from cnnjob.errors import printable, printable_json, printable_lines
+from cnnjob.errors import format_seconds, printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
     from cnnjob.jobs.job import Job
     from cnnjob.runs.run import Run
+    from cnnjob.training.progress import TimeEstimate
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
 """Maximum number of rows that rich prints; rich takes over a second per 1000 rows, so longer ones are plain text."""
+_BAR_WIDTH = 16
+"""Width of the bar that shows the progress within an epoch, in characters."""
 LAST_WIDTH = 16
 """Minimum width of a folded last column, in characters."""
 
@@ -229,11 +232,19 @@ def gigabytes(count: float) -> str:
 class Screen:
     """Progress callback that shows a progress bar on a terminal and prints one line per epoch."""
 
-    def __init__(self) -> None:
-        """Create the callback; nothing is shown yet."""
-        self._epochs = 0
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Create the callback; nothing is shown yet.
+
+        Args:
+            quiet: whether to print only warnings, and no bar.
+        """
+        self._quiet = quiet
         self._bar: Progress | None = None
         self._task: Any = None
+        self._epochs = self._steps = 0
+        self._estimate: TimeEstimate | None = None
+        self._loss_sum, self._n_losses = 0.0, 0
+        self._accuracy = ""
 
     def __enter__(self) -> Self:
         """Return the callback; the bar appears when training starts."""
@@ -247,23 +258,53 @@ class Screen:
 
     def start(self, job: "Job", steps: int) -> None:
         """Show the bar, if stderr is a terminal."""
-        self._epochs = job.train.epochs
-        if sys.stderr.isatty():  # otherwise, for example in a SLURM job, rich is not imported
+        if sys.stderr.isatty() and not self._quiet:  # otherwise, for example in a SLURM job, rich is not imported
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            from cnnjob.training.progress import TimeEstimate
+
+            self._epochs, self._steps = job.train.epochs, steps
+            self._estimate = TimeEstimate(steps, job.train.epochs)
+            columns = BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False)
             self._bar = Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True)
-            self._task = self._bar.add_task("epoch", total=steps)
+            self._task = self._bar.add_task("", total=steps)
             self._bar.start()
+
+    def loss(self, loss: float) -> None:
+        """Add the loss of a step to the mean over the epoch."""
+        self._loss_sum, self._n_losses = self._loss_sum + loss, self._n_losses + 1
 
     def step(self, epoch: int, step: int) -> None:
         """Advance the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch}")
+        if self._bar and self._estimate:
+            self._estimate.step(epoch, step)
+            self._bar.update(self._task, completed=step, description=self._description(epoch, step))
+
+    def _description(self, epoch: int, step: int) -> str:
+        parts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
+        if self._n_losses:
+            parts.append(f"loss {self._loss_sum / self._n_losses:.3f}")
+        if self._accuracy:
+            parts.append(self._accuracy)
+        if self._estimate and (left := self._estimate.seconds_left()):
+            parts += [f"{format_seconds(left[0])} left of this epoch", f"{format_seconds(left[1])} in all"]
+        return " · ".join(parts)
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Note the accuracy of an epoch, and start the mean loss of the next one."""
+        if self._estimate:
+            self._estimate.end_epoch()
+        self._loss_sum, self._n_losses = 0.0, 0
+        for name, label in (("validation_accuracy", "val acc"), ("test_accuracy", "test acc")):
+            if name in record:
+                self._accuracy = f"{label} {100 * record[name]:.1f} %"
+                break
 
     def say(self, text: str) -> None:
         """Print a line to stderr, above the bar if there is one."""
+        if self._quiet and not text.startswith("warning"):
+            return
         if self._bar:
             self._bar.console.print(printable_lines(text), markup=False, highlight=False)
         else:

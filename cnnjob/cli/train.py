@@ -8,7 +8,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER
+from cnnjob.cli.data import DATA_FOLDER, print_setup
 from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table
 from cnnjob.errors import EXIT_STOPPED
 
@@ -21,6 +21,8 @@ def train(
     data: opt.DATA = DATA_FOLDER,
     runs: opt.RUNS = RUNS_FOLDER,
     stage: opt.STAGE = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="First print what 'show JOB' prints.")] = False,
 ) -> None:
     """Train a job on this machine, or resume it where it stopped.
 
@@ -45,7 +47,9 @@ def train(
     if stage and not run.result_file.exists():
         staged = stage_dataset(setup.dataset, lambda text: typer.echo(text, err=True))
         setup = TrainingSetup.of_run(run, setup.job, staged)
-    with Screen() as screen:
+    if verbose:
+        print_setup(setup)
+    with Screen(quiet=quiet) as screen:
         outcome = train_run(run, screen, setup=setup, job_is_over=client.job_is_over)
     if outcome.state == "stopped":
         print_last(f"{run.path}: {outcome.why}; run the same command to resume")

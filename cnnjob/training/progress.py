@@ -1,5 +1,7 @@
 """Progress callbacks for training, and formatting of progress as text."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -17,8 +19,14 @@ class ProgressCallback(Protocol):
     def start(self, job: Job, steps: int) -> None:
         """Receive the job and its number of steps per epoch, before the first step of an attempt."""
 
+    def loss(self, loss: float) -> None:
+        """Receive the loss of a step before :meth:`step`; not called on a GPU, where reading it would block."""
+
     def step(self, epoch: int, step: int) -> None:
         """Receive the epoch number and the step number within the epoch, both starting at 1, after each step."""
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Receive the history record of an epoch after its evaluation."""
 
 
 class NoProgress:
@@ -30,7 +38,13 @@ class NoProgress:
     def start(self, job: Job, steps: int) -> None:
         """Do nothing."""
 
+    def loss(self, loss: float) -> None:
+        """Do nothing."""
+
     def step(self, epoch: int, step: int) -> None:
+        """Do nothing."""
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
         """Do nothing."""
 
 
@@ -54,10 +68,54 @@ class SafeProgress:
         with suppress(OSError):
             self._callback.start(job, steps)
 
+    def loss(self, loss: float) -> None:
+        """Pass on the loss of a step."""
+        with suppress(OSError):
+            self._callback.loss(loss)
+
     def step(self, epoch: int, step: int) -> None:
         """Pass on the epoch and step numbers after a step."""
         with suppress(OSError):
             self._callback.step(epoch, step)
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Pass on the history record of an epoch."""
+        with suppress(OSError):
+            self._callback.end_epoch(record)
+
+
+class TimeEstimate:
+    """Estimate of the time left, from the durations of the steps and evaluations of this attempt."""
+
+    def __init__(self, steps: int, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start an estimate for a number of epochs, each with a number of steps."""
+        self._steps, self._epochs, self._clock = steps, epochs, clock
+        self._epoch = self._step = self._first_step = 0
+        self._time = self._first_time = 0.0
+        self._step_seconds: float | None = None
+        self._evaluation_seconds = 0.0
+
+    def step(self, epoch: int, step: int) -> None:
+        """Record that a step has ended."""
+        self._time = self._clock()
+        if epoch != self._epoch:
+            # The first step of an attempt plans the buffers, and one after an evaluation includes its duration.
+            self._epoch, self._first_step, self._first_time = epoch, step, self._time
+        self._step = step
+        if step > self._first_step:
+            self._step_seconds = (self._time - self._first_time) / (step - self._first_step)
+
+    def end_epoch(self) -> None:
+        """Record that the evaluation after an epoch has ended."""
+        self._evaluation_seconds = self._clock() - self._time
+
+    def seconds_left(self) -> tuple[float, float] | None:
+        """Return the time left in this epoch and in all epochs, in seconds; None before the second step."""
+        if self._step_seconds is None:
+            return None
+        epoch = (self._steps - self._step) * self._step_seconds + self._evaluation_seconds
+        later = (self._epochs - self._epoch) * (self._steps * self._step_seconds + self._evaluation_seconds)
+        return epoch, epoch + later
 
 
 def format_loss(loss: float) -> str:

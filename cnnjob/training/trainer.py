@@ -258,6 +258,7 @@ class Trainer:
         # On a GPU, reading a loss would block on all queued steps, so the check is left to the epoch's end or a save.
         if self.backend.synchronous:
             self._check_losses()
+            self.callback.loss(float(self.losses[self.progress.epoch_step - 1]))
         self.callback.step(self.progress.epoch + 1, self.progress.epoch_step)
 
     def _check_losses(self) -> None:
@@ -327,6 +328,7 @@ class Trainer:
         patience = train.early_stopping.patience if train.early_stopping else math.inf
         progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
         self._write_history()
+        self.callback.end_epoch(record)
         self.say(format_epoch(record, train.epochs))
 
     def _count_time(self) -> None:

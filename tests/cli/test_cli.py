@@ -362,6 +362,9 @@ def test_a_terminal_shows_a_bar_and_a_pipe_does_not(here: Path) -> None:
         assert child.wait() == 0
     os.close(leader)
     assert "━".encode() in shown
+    last = shown.decode()[shown.decode().rindex("epoch 8/8 · ") :]
+    left = "0 s left of this epoch · 0 s in all"
+    assert re.match(rf"epoch 8/8 · step \d+/\d+ · loss \d\.\d{{3}} · val acc \d+\.\d % · {left}", last)
     assert b"epoch 8/8: train loss" in shown
     piped = process("train", "toy.toml", "--set", "train.epochs=3")
     assert "━" not in piped.stderr
@@ -413,3 +416,15 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pictures) == 4
     assert lines[-2].startswith("Open report/index.html in a browser")
     assert all((tmp_path / path).is_file() for path in pictures)
+
+
+@pytest.mark.usefixtures("here")
+def test_quiet_prints_the_result_alone_and_verbose_the_job_first() -> None:
+    quiet = process("train", "toy.toml", "--quiet")
+    assert quiet.stderr == ""
+    (line,) = quiet.stdout.splitlines()
+    assert "finished, test accuracy" in line
+    verbose = process("train", "toy.toml", "-v", "--set", "seed=1")
+    shown = process("show", "toy.toml", "--set", "seed=1")
+    assert verbose.stdout.startswith(shown.stdout.rpartition("run: ")[0])
+    assert "\nepoch 1/" in verbose.stderr

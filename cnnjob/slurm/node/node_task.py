@@ -27,6 +27,7 @@ from cnnjob.slurm.job_index import number_of
 from cnnjob.slurm.node import deadlines
 from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.submit import code_snapshot
+from cnnjob.training.progress import NoProgress
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.staging import STAGE, stage_dataset
 from cnnjob.training.stopping import Deadline
@@ -139,7 +140,7 @@ def _has_later_job(run: Run) -> bool:
     return is_of_this_cluster and number_of(str(attempts[-1].get("job_id"))) > number_of(this_job)
 
 
-class LogLines:
+class LogLines(NoProgress):
     """Progress callback that prints one line per epoch to the job's log."""
 
     def say(self, text: str) -> None:
@@ -149,6 +150,3 @@ class LogLines:
     def start(self, job: Job, steps: int) -> None:
         """Print the number of epochs, the number of steps per epoch, and the time."""
         self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")
-
-    def step(self, epoch: int, step: int) -> None:
-        """Do nothing: the log has one line per epoch."""

@@ -1,0 +1,65 @@
+"""Progress of training: events, and the estimate of the time left."""
+
+from typing import Any
+
+import pytest
+
+from cnnjob.training.progress import NoProgress, TimeEstimate
+from cnnjob.training.train import train
+from tests.helpers.toy_jobs import dataset, job, run_of
+
+STEPS, EPOCHS = 20, 6
+STEP_SECONDS, EVALUATION_SECONDS, FIRST_STEP_SECONDS = 0.5, 3.0, 7.0
+
+
+@pytest.mark.parametrize("resumed_at", [0, 47, 2 * STEPS])
+def test_the_time_left_is_right_in_every_epoch_and_after_a_resume(resumed_at: int) -> None:
+    """Once an evaluation has been seen, the estimate is exact; before, it lacks the evaluations."""
+    now = 0.0
+    estimate = TimeEstimate(STEPS, EPOCHS, lambda: now)
+    first_epoch = resumed_at // STEPS + 1
+    for done in range(resumed_at, STEPS * EPOCHS):
+        epoch, step = done // STEPS + 1, done % STEPS + 1
+        now += FIRST_STEP_SECONDS if done == resumed_at else STEP_SECONDS
+        estimate.step(epoch, step)
+        if done == resumed_at:
+            assert estimate.seconds_left() is None
+        else:
+            evaluation = 0.0 if epoch == first_epoch else EVALUATION_SECONDS
+            in_epoch = (STEPS - step) * STEP_SECONDS + evaluation
+            in_all = in_epoch + (EPOCHS - epoch) * (STEPS * STEP_SECONDS + evaluation)
+            assert estimate.seconds_left() == pytest.approx((in_epoch, in_all))
+        if step == STEPS:
+            now += EVALUATION_SECONDS
+            estimate.end_epoch()
+
+
+class Events(NoProgress):
+    """Records all events."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def loss(self, loss: float) -> None:
+        self.seen.append(loss)
+
+    def step(self, epoch: int, step: int) -> None:
+        self.seen.append((epoch, step))
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        self.seen.append(record)
+
+
+def test_each_step_has_its_loss_and_each_epoch_its_record(tmp_path: Any) -> None:
+    events = Events()
+    run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
+    train(run, events)
+    records = [event for event in events.seen if isinstance(event, dict)]
+    assert records == run.history()
+    start = 0
+    for record in records:
+        end = events.seen.index(record)
+        losses, steps = events.seen[start:end:2], events.seen[start + 1 : end : 2]
+        assert steps == [(record["epoch"], step) for step in range(1, len(steps) + 1)]
+        assert sum(losses) / len(losses) == pytest.approx(record["train_loss"])
+        start = end + 1
