@@ -58,7 +58,7 @@ class _Light:
 class Command(_Light, typer.core.TyperCommand):
     """A command whose arguments are split but not converted during completion.
 
-    Conversion would take most of the time.
+    Conversion would account for most of the time that completion takes.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -127,7 +127,7 @@ class ConstantSettings(Settings):
 
 
 class DecaySettings(ConstantSettings):
-    """A learning rate that falls with every step, from its peak to its end value just after the last step."""
+    """A learning rate that falls with every step, from its peak to an end value reached just after the last step."""
 
     end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate reached one step after the last step of the last epoch, as a fraction of the peak."""

@@ -16,7 +16,7 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """Purpose of random numbers, part of their address."""
+    """The purpose of a random number, which is part of its address."""
 
     INIT = 1
     ORDER = 2

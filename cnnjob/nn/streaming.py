@@ -22,7 +22,7 @@ class ImageSource(Protocol):
 
     @property
     def shape(self) -> Shape:
-        """Return (N, H, W, C)."""
+        """Return the shape (N, H, W, C)."""
 
     def take(self, indices: Array, images: Array) -> None:
         """Read the images with these indices, int64 (n,), into a contiguous array (n, H, W, C)."""

@@ -104,10 +104,9 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     records = run.attempt_files()
     if (seconds := run.unrecorded_seconds()) is not None:
         raise BusyError(
-            f"{run.path}: a process without a record in attempts/ is training this run (found a heartbeat "
-            f"{seconds:.0f} s ago); its record was removed. Stop it, or wait until it has had no heartbeat for "
-            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s"
-            f"{_reset_future_heartbeats(run.heartbeat_file)}"
+            f"{run.path}: a process without a record in attempts/ is training this run (its record was removed; found "
+            f"a heartbeat {seconds:.0f} s ago). Stop the process, or wait until it has had no heartbeat for "
+            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s{_reset_future_heartbeats(run.heartbeat_file)}"
         )
     if records:
         last = json_files.read_checked(records[-1], schemas.AttemptRecord)

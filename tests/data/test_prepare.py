@@ -296,7 +296,7 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
         (JobError, "must be at least 1x1", {"name": "folder", "source": ".", "size": (3000, 3000)}),
         (JobError, "between 0 and 1", {"name": "folder", "source": ".", "test_fraction": 1.0}),
         (JobError, "no source .found ' '", {"name": "cifar10", "source": " "}),
-        (JobError, "not an address .*. Specify http", {"name": "cifar10", "source": "http://[::1"}),
+        (JobError, "not a valid URL .*. Specify http", {"name": "cifar10", "source": "http://[::1"}),
         (DataError, "no such file or folder", {"name": "cifar10", "source": "nowhere"}),
         (DataError, "no such folder", {"name": "folder", "source": "nowhere"}),
         (DataError, "not a folder, an archive or an array file .found", {"name": "folder", "source": __file__}),

@@ -40,7 +40,7 @@ def test_a_job_that_was_taken_in_silence_is_not_submitted_twice(counting_slurm: 
     counting_slurm.install(squeue="exit 1")
     with pytest.raises(
         SchedulerError,
-        match=r"SLURM may have accepted the job\. Run the same command again, which looks for that job first",
+        match=r"SLURM may have accepted the job\. Run the same command again; it looks for that job first",
     ):
         sbatch.submit_script("cnnjob /runs/a 2", "x.sh")
 
@@ -86,7 +86,7 @@ def test_a_job_that_was_taken_in_silence_is_completed_by_the_next_submission(
     counting_slurm.install(sbatch=f"{taken}; {silent}", squeue=f"[ ! -e 17.sh ] || {{ {silent}; }}")
     words = ("submit", "toy.toml", "--seeds", str(seeds))
     found = cnnjob(*words)
-    assert (found.exit_code, "which looks for that job first" in found.stderr) == (4, True), found.output
+    assert (found.exit_code, "; it looks for that job first" in found.stderr) == (4, True), found.output
     [comment] = re.findall("cnnjob /[^']*[0-9](?=')", Path("17.sh").read_text())
     tasks = ["17"] if seeds == 1 else ["17_0", "17_1"]
     counting_slurm.install(squeue="".join(f'echo "{task}{PENDING_FIELDS}{comment}";' for task in tasks))

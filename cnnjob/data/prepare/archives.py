@@ -139,7 +139,10 @@ def decompressed_file(archive: Path) -> BinaryIO:
 
 
 def is_tar_header(block: bytes) -> bool:
-    """Return whether a file's first 512 bytes are a tar header; only its checksum identifies the oldest format."""
+    """Return whether a file's first 512 bytes are a tar header.
+
+    A header in the oldest format can be recognised only by its checksum.
+    """
     try:
         return bool(_parsed(block).name)
     except _DAMAGED:

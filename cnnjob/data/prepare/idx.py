@@ -103,7 +103,7 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         stream = _decompressed(file)
         head = _take(str(path), stream, 4)
         if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] not in dimensions:  # noqa: PLR2004
-            raise DataError(f"{path}: not an IDX file with {' or '.join(map(str, dimensions))} dimension(s) "
+            raise DataError(f"{path}: not a {'- or '.join(map(str, dimensions))}-dimensional IDX file "
                             f"(found {head.hex(' ') or 'no bytes'}). {_AGAIN}")  # fmt: skip
         dtype = _TYPES[head[2]]
         if head[3] > 2 and dtype.itemsize > 1:  # noqa: PLR2004 - only labels have one or two dimensions
@@ -111,7 +111,7 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         content = _take(str(path), stream, 4 * head[3])
         if len(content) != 4 * head[3]:
             raise DataError(
-                f"{path}: not an IDX file with {head[3]} dimension(s) (found an incomplete header). {_AGAIN}"
+                f"{path}: its header is incomplete (found {4 + len(content)} of {4 + 4 * head[3]} bytes). {_AGAIN}"
             )
         shape = tuple(np.frombuffer(content, ">u4").tolist())
         # Only the size of a row is limited: rows are read one block at a time, which detects a file that is too short.

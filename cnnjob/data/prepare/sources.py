@@ -48,7 +48,7 @@ def _require_address(url: str) -> None:
     try:
         urlsplit(url)
     except ValueError as error:
-        raise JobError(f"{url}: not an address ({error}). Specify http://…, https://…, a file or a folder") from error
+        raise JobError(f"{url}: not a valid URL ({error}). Specify http://…, https://…, a file or a folder") from error
 
 
 def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str, str]:

@@ -107,7 +107,7 @@ class FirstConv:
         return even + 2 if even % 32 == 0 else even
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan both parts; the batch needs no separate task."""
+        """Plan the batch and the conv block; the batch has no tasks of its own."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
         training, bands = y.trainable, -(-height // WARPS)

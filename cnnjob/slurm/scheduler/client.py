@@ -177,7 +177,7 @@ def parse_words(text: str) -> dict[str, str]:
 
 
 def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
-    """Return what SLURM reports about a job: ``JobState``, ``EndTime``, ``Requeue``, ….
+    """Return what SLURM reports about a job, including ``JobState``, ``EndTime`` and ``Requeue``.
 
     Raises:
         SchedulerError: as in :func:`ask`; also if SLURM no longer has a record of the job.
@@ -245,10 +245,10 @@ def _query_is_over(
 
 
 def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
-    """Return whether the job that now has an attempt's job id may be the attempt's own job, since SLURM reuses ids.
+    """Return whether the job that now has an attempt's job id may be the attempt's own job.
 
-    It is a different job if it belongs to another user, if it was submitted after the attempt began and has not been
-    requeued since, or if it ended before the attempt began.
+    SLURM reuses ids. The job is a different one if it belongs to another user, if it was submitted after the attempt
+    began and has not been requeued since, or if it ended before the attempt began.
     """
     user = re.search(r"\(([0-9]{1,10})\)$", job.get("UserId", ""))
     if user and attempt.get("uid") not in {None, int(user[1])}:

@@ -78,7 +78,7 @@ def list_queue(
         users: user ids.
         ids: ids of jobs to look for in addition to cnnjob's own. The answer counts as complete even if lines about any
             other jobs could not be parsed.
-        ended: whether to include jobs that ended in the last minutes and that SLURM still lists (``MinJobAge``).
+        ended: whether to include recently ended jobs, which SLURM lists for at least ``MinJobAge`` seconds.
         seconds: how long to wait for the answer.
 
     Returns:

@@ -71,6 +71,6 @@ def _find_in_queue(comment: str, message: str) -> str:
         if not ids:
             listing.require_complete()
     except SchedulerError as error:
-        text = f"{message}. SLURM may have accepted the job. Run the same command again, which looks for that job first"
+        text = f"{message}. SLURM may have accepted the job. Run the same command again; it looks for that job first"
         raise SchedulerError(text, silent=True) from error
     return str(max(ids, default=""))

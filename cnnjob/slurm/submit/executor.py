@@ -82,8 +82,9 @@ def submit_array(array: JobArray, parameters: dict[str, Any]) -> str:
     except BaseException as error:  # an accepted job is cancelled after any error: it would find no pickle to run
         if isinstance(error, KeyboardInterrupt) and not executor.accepted:
             raise KeyboardInterrupt(
-                f"{array.name}: SLURM may have accepted the job. To submit it, run the same command again, which "
-                f"looks for that job first. To cancel it:\n  {next_command.cancel_command(array.runs[0])}"
+                f"{array.name}: SLURM may have accepted the job. To make sure that it is submitted, run the same "
+                f"command again; the command looks for that job first. To cancel it instead:\n  "
+                f"{next_command.cancel_command(array.runs[0])}"
             ) from error
         if executor.accepted:
             with suppress(SchedulerError):

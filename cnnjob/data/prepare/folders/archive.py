@@ -212,7 +212,7 @@ class TarTree(FolderTree):
 
 
 def _normalised(name: str) -> str:
-    """Return a member's path without ``./``, double slashes and a trailing slash."""
+    """Return a member's path without ``./``, double slashes or a trailing slash."""
     return str(PurePosixPath(name))
 
 

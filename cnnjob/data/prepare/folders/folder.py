@@ -168,7 +168,7 @@ def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
 
 
 def left_out_lines(layout: FolderLayout, hidden: Sequence[str], where: str, *, by_table: bool) -> Iterator[str]:
-    """Yield a description of everything in a folder that is not read, grouped by subfolder.
+    """Yield a description of the files in a folder that are not read, grouped by subfolder.
 
     Yields:
         One line, if anything is left out.
@@ -278,7 +278,7 @@ def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
 
 
 def _hint_at_left_out(layout: FolderLayout) -> str:
-    """Return advice on using folders of images that are left out as test images; empty if there are none."""
+    """Return advice on how to use the images in folders that are left out; empty if there are no such folders."""
     images = [path for path in layout.left_out if is_named_as_image(path)]
     folders = [name for name in _left_out(replace(layout, left_out=tuple(images)), ()) if name.endswith("/")]
     if not folders:

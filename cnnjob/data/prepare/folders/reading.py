@@ -1,8 +1,8 @@
 """Read image files in several processes: survey every file, then read the pixels in dataset order.
 
 The survey reads each file to determine its digest, size and colours. The second pass decodes each image and checks that
-nothing has changed: a file that was changed, added or removed since the survey is an error. Images with few pixels are
-already decoded during the survey, because opening such a file takes longer than decoding it.
+nothing has changed: a file that has been changed, added or removed since the survey is an error. Images with few pixels
+are already decoded during the survey, because opening such a file takes longer than decoding it.
 """
 
 import hashlib

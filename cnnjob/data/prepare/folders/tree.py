@@ -136,7 +136,7 @@ class FolderTree:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return a file's device, inode, size and change time; some of them change if it is replaced or written to."""
+    """Return a file's device, inode, size and change time; at least one changes if it is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
