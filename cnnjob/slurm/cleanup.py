@@ -121,7 +121,7 @@ def _require_idle(status: Status, answer: Answer) -> None:
     if status.job or (status.state == "running" and status.node):
         user = f"job {status.job_id} belongs to it" if status.job else f"it is running on {status.node}"
         command = f"cnnjob cancel {shlex.quote(str(path))}"
-        raise BusyError(f"{path}: not removed because {user}. Cancel it first:\n  {command}")
+        raise BusyError(f"{path}: not removed because {user}. Cancel the run first:\n  {command}")
     if status.state == "running" or (status.state == "damaged" and _may_be_written(summary.run)):
         raise BusyError(
             f"{path}: not removed because an unknown process may be writing to it. Stop that process, or try again "

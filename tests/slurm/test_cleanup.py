@@ -172,7 +172,7 @@ def test_a_run_that_lives_is_refused_and_nothing_is_removed() -> None:
     before = tree()
     said = cnnjob("clean", "--yes", str(done.path), str(live.path))
     assert (said.exit_code, "not removed because it is running on " in said.stderr) == (5, True), said.output
-    assert f"Cancel it first:\n  cnnjob cancel {live.path}" in said.stderr
+    assert f"Cancel the run first:\n  cnnjob cancel {live.path}" in said.stderr
     assert tree() == before
 
 

@@ -92,7 +92,7 @@ class NumPyBackend(HostMemory):
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views and its softmax; the last task advances to the next step."""
+        """Plan the softmax of the logits' weighted mean over several views; the last task advances to the next step."""
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def update(

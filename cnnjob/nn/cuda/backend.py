@@ -177,7 +177,7 @@ class CudaBackend:
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the mean over views and its softmax; the last task advances to the next step."""
+        """Plan the softmax of the logits' weighted mean over several views; the last task advances to the next step."""
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def update(

@@ -120,7 +120,7 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
 
 
 def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: float) -> Iterator[Line]:
-    """Yield each seed's curve, then the mean of these curves; ``unit`` is the unit of a time axis, in seconds."""
+    """Yield each seed's curve, then the mean of these curves; one unit of a time axis is ``unit`` seconds."""
     # One curve per seed, since a copy of a run is not a second measurement; the run in the tables takes precedence.
     curves: dict[Any, Curve] = {}
     for record in (*group.by_seed.values(), *group.records):
