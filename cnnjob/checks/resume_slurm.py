@@ -113,7 +113,7 @@ class _Killer:
 
 
 class _Watch:
-    """Checks whether the runs are over: reads the run folders at every call, and the queue at increasing intervals."""
+    """Checks whether the runs are over: reads the run folders on every call, and the queue at increasing intervals."""
 
     def __init__(self, runs: Sequence[Run], deadline: float) -> None:
         self._runs, self._deadline = runs, deadline

@@ -108,8 +108,8 @@ def print_table(
     Args:
         header: one title per column.
         rows: the cells of each row.
-        spare: titles of the columns to omit on a narrow terminal, in the order in which they are dropped; the last
-            column is then folded. With None, all columns are printed.
+        spare: titles of the columns that may be omitted on a narrow terminal, in the order in which they are dropped;
+            the table's last column may be folded there. With None, all columns are printed.
     """
     # Rich bypasses Printable, and an escape sequence is wider than its character, so cells are escaped before layout.
     rows = [[printable(cell) for cell in row] for row in rows]

@@ -198,7 +198,7 @@ def suggest_name(name: str, names: Iterable[str]) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """Return a user's text with control characters escaped, truncated if it is long."""
+    """Return a user's text with control characters escaped; long text is truncated."""
     line = printable(text[: _SHOWN_LETTERS + 1])  # truncated first: the text may be megabytes long
     return line if len(line) <= _SHOWN_LETTERS else f"{line[:_SHOWN_LETTERS]}…"
 

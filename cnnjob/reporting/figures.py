@@ -46,8 +46,8 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
         drawings: figures by their file stem, such as ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        The name and content of each file; the content is None if the file has not changed. After each newly drawn
-        figure, the notes file follows.
+        The name and content of each file; the content is None if the file has not changed. The notes file is
+        yielded after each newly drawn figure; if none is drawn, it comes last.
     """
     notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():

@@ -1,7 +1,7 @@
 """Groups of runs that differ only in their seed, statistics of each group, and comparisons of two groups.
 
 Means have 95 % intervals by Student's t; a single value has no interval. Two groups are compared over the seeds that
-they share (a paired comparison), so that variation caused by a seed in both groups cancels out.
+they share (a paired comparison), so that a seed's effect on both groups cancels out.
 """
 
 import math

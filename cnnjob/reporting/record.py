@@ -292,7 +292,7 @@ def _read_attempts(summary: RunSummary, record: Record) -> None:
 
 
 def _mark_restarts(_: RunSummary, record: Record) -> None:
-    """Mark on the curve where each attempt except the first resumed, in epochs."""
+    """Mark on the curve, in epochs, where each attempt except the first resumed."""
     steps = [attempt.resumed_at for attempt in record.attempts[1:]]
     if record.curve and (pace := record.curve.history["step"][-1] / record.curve.history["epoch"][-1]) > 0:
         restarts = tuple(step / pace for step in steps if step is not None)

@@ -97,7 +97,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
 
     Raises:
         BusyError: another process owns the run; nothing was changed, except that heartbeats dated in the future
-            are set to the current time.
+            were set to the current time.
         DataError: a record is damaged, or there is a symbolic link inside the run folder.
     """
     run.require_no_links()

@@ -268,7 +268,7 @@ class Run:
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return the facts that distinguish this folder from a copy of it, whatever its path on other hosts.
+        """Return the facts that distinguish this folder from a copy of it, even if other hosts see it at another path.
 
         These are the folder's resolved path, its inode and the inodes of its parent folders in the same file system.
         Moving the folder within a file system preserves its inode, but changes a parent's inode or a name in the path.

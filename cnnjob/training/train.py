@@ -154,7 +154,8 @@ def _keep_heartbeat(claim: Claim) -> Iterator[None]:
 def _start_workers(count: int | None) -> Iterator[nn.Workers]:
     """Yield workers on ``count`` cores, or on all cores if it is None, with BLAS limited to one thread.
 
-    With more threads, the order in which BLAS adds numbers, and with it the bits, would depend on their number.
+    Otherwise, the order in which BLAS adds numbers, and thus the bits of the result, would depend on the number of
+    threads.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
 

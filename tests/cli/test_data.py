@@ -42,7 +42,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "paper.pdf",
             2,
-            "cnnjob: paper.pdf: the name of a prepared file must end in .h5 (found 'paper.pdf')",
+            "cnnjob: paper.pdf: the name of a prepared file must end in .h5 so that other commands recognise it "
+            "(found 'paper.pdf')",
         ),
         ("paper.pdf/x.h5", 3, "cnnjob: paper.pdf/x.h5: cannot be written ("),
     ],

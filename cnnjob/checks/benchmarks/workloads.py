@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Workload:
-    """A network's training step, or the forward and backward pass of one block, including the input gradient."""
+    """A network's training step, or the forward and backward passes of one block, including the input gradient."""
 
     name: str
     layers: tuple[Layer, ...]

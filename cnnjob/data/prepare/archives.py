@@ -83,7 +83,7 @@ def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
 
 
 class _Xz(io.RawIOBase):
-    """Decompressor for an xz file with a memory limit, which Python's LZMAFile does not offer."""
+    """Decompressor with a memory limit for an xz file; Python's LZMAFile does not offer one."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)

@@ -71,7 +71,7 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
 
 
 def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
-    """Remove a file that is not accepted and return the reason; return an empty string if it is accepted."""
+    """Remove the file if it is not accepted, and return the reason; otherwise, return an empty string."""
     try:
         accept(target)
     except DataError as error:

@@ -100,8 +100,8 @@ def _require_writable(out: Path, target: Path) -> None:
         raise JobError(f"{out}: not a regular file (found a device, a pipe or a link loop). Choose another --out")
     if out.suffix not in SUFFIXES:
         raise JobError(
-            f"{out}: the name of a prepared file must end in .h5 (found {out.name!r}), by which other commands "
-            "recognise it. Choose another --out"
+            f"{out}: the name of a prepared file must end in .h5 so that other commands recognise it "
+            f"(found {out.name!r}). Choose another --out"
         )
     # The nearest existing folder; missing folders will be created in it.
     folder = next(parent for parent in target.parents if os.path.lexists(parent))

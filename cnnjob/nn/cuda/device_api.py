@@ -154,7 +154,7 @@ def row_length(shape: Shape) -> int:
 
 
 def relu_backward(device: Device, y: Tensor, activation: str, out: Array) -> Task:
-    """Plan the gradient before an activation, which is ReLU or none; ``out`` (N, …) receives it without a border."""
+    """Plan the input gradient of an activation (ReLU or none); it is written to ``out`` (N, …), without a border."""
     N, *inner = y.value.shape
     value, image, row = bordered(y.value)
     arguments = value, y.gradient, image, row, row_length(y.value.shape), out, activation == "relu"

@@ -166,7 +166,11 @@ class Head:
         return cls(None, False, classifier, loss)  # noqa: FBT003 - no activation
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan all parts: the dense block's products as GEMMs, and the rest in one kernel and in ``sums``."""
+        """Plan all parts of the head.
+
+        The hidden block's products are GEMMs, ``sums`` computes the sums over the batch, and one kernel computes the
+        rest.
+        """
         classifier, hidden = self.classifier, self.hidden
         (N, classes), x, inputs = classifier.y.value.shape, classifier.x, self.loss.inputs
         flat, values = x.value.reshape(N, -1), prod(x.value.shape[1:])

@@ -47,7 +47,7 @@ class QueueListing:
     """True if every line was parsed; only then does a job that is not listed count as ended."""
 
     def require_complete(self) -> None:
-        """Check that every line was parsed, so that a job that is not listed has ended.
+        """Check that every line was parsed; otherwise, a job that is not listed may still exist.
 
         Raises:
             SchedulerError: part of the answer could not be parsed.

@@ -1,7 +1,7 @@
 """Snapshots of the package's code, so that a SLURM job, requeued or not, runs the code that was submitted.
 
-The code is copied once. A copy is named after its digest, which is checked before each submission and at the start of
-each attempt.
+Runs in the same parent folder share one copy of the same code. A copy is named after its digest, which is checked
+before each submission and at the start of each attempt.
 """
 
 import os
