@@ -160,7 +160,7 @@ def _unrelated_options(sha256: str | None, *, force: bool, verify: bool) -> tupl
 
 
 def _require_known(name: str, source: str | Path | None) -> None:
-    """Refuse a name that is not in the catalogue, unless it is the name that the user gives to the images in a source."""
+    """Refuse a name that is not in the catalogue, unless it is a new name for the images in a source."""
     known = (*_ENTRIES, FOLDER)
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
     if address and name not in _ENTRIES:
