@@ -307,6 +307,7 @@ def shared_names() -> dict[str, list[str]]:
 
 def test_a_name_has_one_meaning() -> None:
     known = set().union(*SAME_MEANING.values())
+    assert known <= set(shared_names()), f"no longer shared: {known - set(shared_names())}"
     several = {name: places for name, places in shared_names().items() if name not in known}
     assert not several, "\n".join(f"{name}: {', '.join(places)}" for name, places in sorted(several.items()))
 
