@@ -1,7 +1,6 @@
-"""Groups of runs that differ only in their seed, statistics of each group, and comparisons of two groups.
+"""Groups of runs that differ only in their seed, and statistics of each group.
 
-Means have 95 % intervals by Student's t; a single value has no interval. Two groups are compared over the seeds that
-they share (a paired comparison), so that a seed's effect on both groups cancels out.
+Means have 95 % intervals by Student's t; a single value has no interval.
 """
 
 import math
@@ -10,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,6 @@ from cnnjob.jobs.dotted_keys import belongs_to_selected_kind
 from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
-MAX_PAIRWISE_GROUPS = 5
-"""Up to this many groups on a dataset are compared pairwise; with more, each is compared with the best one."""
 _MAX_LABEL_LETTERS = 100
 _BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Matches the kind of each block in the ``model.blocks`` setting, such as ``conv`` in ``conv 32``."""
@@ -83,54 +79,6 @@ class Group:
         """Return a column's mean over the finished runs, one run per seed; None if no run has a value."""
         values = [record.row[column] for record in self.by_seed.values()]
         return interval([value for value in values if isinstance(value, int | float)])
-
-
-@dataclass(frozen=True)
-class GroupDifference:
-    """Comparison of two groups over the seeds that they share."""
-
-    better: Group
-    """The group with the higher mean test accuracy over all of its own seeds."""
-    other: Group
-    interval: Interval | None
-    """Mean of ``better`` minus ``other`` in test accuracy (0..1), over the shared seeds; None if there are none."""
-
-    @property
-    def is_significant(self) -> bool:
-        """Return whether the 95 % interval of the difference excludes zero."""
-        return self.interval is not None and self.interval.excludes_zero
-
-    @property
-    def sentence(self) -> str:
-        """The comparison as a sentence, in percentage points of test accuracy."""
-        better, other = _quoted(self.better.label), _quoted(self.other.label)
-        names = f"{better} and {other}"
-        if self.interval is None:
-            return f"{names} share no seeds, so they cannot be compared."
-        mean, half, n = 100 * self.interval.mean, self.interval.half_width, self.interval.n
-        if half is None:
-            return f"{names} share only one seed (difference {_signed(mean)} points), so they cannot be compared."
-        # `better` has the higher mean over all of its seeds, but the paired difference is only over the shared seeds,
-        # so it can have the opposite sign.
-        if self.is_significant and mean < 0:
-            return f"{other} is better than {better} by {_range(-mean, 100 * half, n)}."
-        if self.is_significant:
-            return f"{better} is better than {other} by {_range(mean, 100 * half, n)}."
-        return f"{names} are not significantly different: they differ by {_range(mean, 100 * half, n)}."
-
-
-def _quoted(label: str) -> str:
-    """Return a label as used in a sentence: in quotation marks if it contains a comma."""
-    return f"“{label}”" if ", " in label else label
-
-
-def _signed(number: float) -> str:
-    return f"{number:+.2f}".replace("-", "−")
-
-
-def _range(mean: float, half: float, n: int) -> str:
-    difference, low, high = map(_signed, (mean, mean - half, mean + half))
-    return f"{difference} points of test accuracy (95 % interval {low} to {high}, {n} shared seeds)"
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -278,29 +226,3 @@ def setting_text(value: Any) -> str:
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Compare each dataset's groups, pairwise if there are few, otherwise each with the best.
-
-    Args:
-        groups: groups in the order returned by :func:`group_runs`, best first.
-
-    Returns:
-        One difference per compared pair; groups without finished runs are not compared.
-    """
-    by_dataset: defaultdict[Any, list[Group]] = defaultdict(list)
-    for group in groups:
-        if group.by_seed:
-            by_dataset[group.dataset].append(group)
-    differences = []
-    for measured in by_dataset.values():
-        best, *others = measured
-        few = len(measured) <= MAX_PAIRWISE_GROUPS
-        pairs = combinations(measured, 2) if few else ((best, other) for other in others)
-        for better, worse in pairs:
-            shared = [seed for seed in better.by_seed if seed in worse.by_seed]
-            rows = [(better.by_seed[seed].row, worse.by_seed[seed].row) for seed in shared]
-            paired = [row["test_accuracy"] - worse_row["test_accuracy"] for row, worse_row in rows]
-            differences.append(GroupDifference(better, worse, interval(paired)))
-    return differences

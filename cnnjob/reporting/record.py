@@ -86,6 +86,8 @@ class Record:
     """The dataset's number of classes, from the manifest; None if the manifest has no class names."""
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
+    correct: np.ndarray | None = None
+    """Whether each test image was classified correctly, (N,) bool."""
     counts: np.ndarray | None = None
     """Confusion matrix, (K, K) int64; one row per true class, one column per predicted class."""
     curve: Curve | None = None
@@ -308,6 +310,7 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
     if not _are_predictions(probabilities, labels, names, record.n_classes):
         raise DataError(f"{run.predictions_file}: not a run's predictions, since its arrays do not match each other")
     counts = record.counts = metrics.confusion(probabilities, labels)
+    record.correct = metrics.predicted(probabilities) == labels
     classes = record.classes = metrics.per_class(counts)
     overall = metrics.summarise(probabilities, labels, classes)
     record.row |= overall._asdict()

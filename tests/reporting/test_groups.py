@@ -1,4 +1,4 @@
-"""Runs to groups, means, intervals and differences: against scipy, numbers by hand, and common sense."""
+"""Runs to groups, means and intervals: against scipy, numbers by hand, and common sense."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cnnjob.reporting.groups import Group, differing_settings, group_differences, group_runs, interval, short_names
+from cnnjob.reporting.groups import differing_settings, group_runs, interval, short_names
 from cnnjob.reporting.record import BLOCKS, COLUMNS, Record
 from tests.helpers.records import group, record
 from tests.helpers.run_folders import finished_run
@@ -147,51 +147,3 @@ def test_differing_settings_and_their_names() -> None:
 def test_short_names_are_each_of_one_key(keys: list[str]) -> None:
     names = short_names(keys)
     assert len(set(names.values())) == len(keys)
-
-
-def sentences(*records: Record) -> list[str]:
-    return [difference.sentence for difference in group_differences(group_runs(records))]
-
-
-def test_a_difference_is_paired_by_seed() -> None:
-    better, other = group(0.60, 0.70, 0.80, rate=0.1), group(0.591, 0.69, 0.789, rate=0.2)
-    (difference,) = group_differences(group_runs([*better, *other]))
-    assert difference.is_significant  # although each group spreads ten times as far
-    assert difference.interval is not None
-    expected = stats.ttest_rel([0.60, 0.70, 0.80], [0.591, 0.69, 0.789]).confidence_interval(0.95)
-    assert difference.interval.mean - (difference.interval.half_width or 0) == pytest.approx(expected.low)
-    assert difference.sentence == (
-        "rate 0.1 is better than rate 0.2 by +1.00 points of test accuracy "
-        "(95 % interval +0.75 to +1.25, 3 shared seeds)."
-    )
-
-
-def test_what_the_data_cannot_tell_is_said() -> None:
-    assert sentences(*group(0.60, 0.70, rate=0.1), *group(0.69, 0.59, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 are not significantly different: they differ by +1.00 points of test accuracy "
-        "(95 % interval −126.06 to +128.06, 2 shared seeds)."
-    ]
-    assert sentences(*group(0.6, rate=0.1), *group(0.5, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 share only one seed (difference +10.00 points), so they cannot be compared."
-    ]
-    assert sentences(record(0.6, 0, rate=0.1), record(0.5, 1, rate=0.2)) == [
-        "rate 0.1 and rate 0.2 share no seeds, so they cannot be compared."
-    ]
-
-
-def test_the_shared_seeds_decide_against_the_means() -> None:
-    unshared = record(0.99, 9, rate=0.1)
-    found = sentences(*group(0.50, 0.60, rate=0.1), unshared, *group(0.52, 0.62, rate=0.2))
-    assert found[0].startswith("rate 0.2 is better than rate 0.1 by +2.00 points")
-
-
-def test_many_groups_are_compared_with_the_best_and_other_data_with_none() -> None:
-    def compared(count: int, **settings: Any) -> list[tuple[str, str]]:
-        groups: list[Group] = group_runs([record(1 - one / 100, rate=one, **settings) for one in range(count)])
-        return [(one.better.label, one.other.label) for one in group_differences(groups)]
-
-    assert len(compared(5)) == 10
-    assert compared(6) == [("rate 0", f"rate {one}") for one in range(1, 6)]
-    assert not sentences(record(0.5), record(0.6, dataset="cifar10 1"))
-    other = [record(0.5, dataset="cifar10 1"), record(0.4, dataset="cifar10 1", rate=9)]
-    assert len(sentences(*(record(0.9, rate=one) for one in range(6)), *other)) == 5 + 1

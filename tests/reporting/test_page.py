@@ -138,8 +138,7 @@ def test_each_dataset_has_its_own_tables_and_curves(tmp_path: Path) -> None:
 
 def test_groups_without_a_significant_difference_are_named(mixed: Path) -> None:
     sentence = (
-        "learning_rate 0.05 and learning_rate 0.1 are not significantly different: they differ by +0.00 points of test "
-        "accuracy (95 % interval +0.00 to +0.00, 3 shared seeds)."
+        "learning_rate 0.05 and learning_rate 0.1 are not significantly different: 0.00 ± 0.00 points, 3 shared seeds."
     )
     assert sentence in Reader(page_of(*Run.all(mixed))).text
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnjob.errors import format_seconds
-from cnnjob.reporting import groups
+from cnnjob.reporting import comparisons, groups
 from cnnjob.reporting.groups import Group, Interval
 from cnnjob.reporting.page import charts, sections
 from cnnjob.reporting.record import Record
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_PICTURED_RUNS = sections.MAX_DETAILED_RUNS
 """With more runs than this, the page has no images or matrices, as it would be too large for an email with them."""
 _SEEDS_SHOWN = 30
+_SENTENCES_SHOWN = 10
+"""Maximum number of comparisons per dataset that are stated as sentences; the table has all of them."""
 
 
 def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
@@ -44,6 +46,7 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
         pictured=len(records) <= MAX_PICTURED_RUNS,
         pictured_limit=MAX_PICTURED_RUNS,
         seeds_shown=_SEEDS_SHOWN,
+        sentences_shown=_SENTENCES_SHOWN,
         coloured=charts.N_COLOURS,
     )
     return page
@@ -56,8 +59,7 @@ class DatasetSection(NamedTuple):
     groups: list[Group]
     settings: list[str]
     """Names of the settings that differ between the groups."""
-    differences: list[groups.GroupDifference]
-    inconclusive: list[groups.GroupDifference]
+    differences: list[comparisons.GroupDifference]
     charts: list[charts.Chart]
 
 
@@ -76,10 +78,9 @@ def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
 
 
 def _dataset_section(title: str, run_groups: list[Group]) -> DatasetSection:
-    differences = groups.group_differences(run_groups)
-    inconclusive = [difference for difference in differences if not difference.is_significant]
+    differences = comparisons.group_differences(run_groups)
     settings = groups.differing_settings([group.settings for group in run_groups])
-    return DatasetSection(title, run_groups, settings, differences, inconclusive, _group_charts(run_groups))
+    return DatasetSection(title, run_groups, settings, differences, _group_charts(run_groups))
 
 
 def _group_charts(run_groups: Sequence[Group]) -> list[charts.Chart]:
