@@ -100,7 +100,11 @@ class ZipTree(FolderTree):
                 f"{self.root}: contains encrypted files (found {len(encrypted):,}, e.g. {encrypted[0].filename}). "
                 "Unpack it with its password, and specify the folder"
             )
-        unclear = [name for info, name in zip(members, names, strict=True) if not _has_clear_name(info, name)]
+        unclear = [
+            name
+            for info, name in zip(members, names, strict=True)
+            if not name.isascii() and not info.flag_bits & _UTF8 and name == info.filename
+        ]
         if unclear:
             listing.remarks.append(
                 f"names in an unknown encoding were read as code page 437 (found {unclear[0]!r}). If class names are "
@@ -239,10 +243,6 @@ def _unicode_name(info: zipfile.ZipInfo) -> str:
         return stored.decode()
     except UnicodeDecodeError:
         return info.filename
-
-
-def _has_clear_name(info: zipfile.ZipInfo, name: str) -> bool:
-    return name.isascii() or bool(info.flag_bits & _UTF8) or name != info.filename
 
 
 def _stamp_of_file(path: Path) -> Stamp | None:
