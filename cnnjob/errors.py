@@ -124,7 +124,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return the text with :func:`printable` applied to each line; tabs are kept, except in recorded names."""
+    """Apply :func:`printable` to each line of a text; keep tabs, except in names recorded by :func:`note_names`."""
     for name in sorted(_BROKEN, key=len, reverse=True):  # longest first: one name may be part of another
         text = text.replace(name, printable(name))
     return _escaped(text, "\n\t", lambda letter: letter.encode("unicode_escape").decode())

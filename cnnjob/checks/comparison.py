@@ -131,7 +131,7 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
 
 
 def _history(run: Run) -> dict[str, Any]:
-    """Return a run's history without measured times, as values by names such as ``epoch 3, train_loss``."""
+    """Return a run's history without measured times, keyed by names such as ``epoch 3, train_loss``."""
     return {
         f"epoch {record.get('epoch', number)}, {key}": value
         for number, record in enumerate(run.history(), start=1)

@@ -375,7 +375,9 @@ def _verify(path: Path, *, as_json: bool) -> None:
         typer.echo(f"{digest}  {name}")
     typer.echo(f"{path}: {dataset.name}, all checksums match, and mean and std match the training images")
     if not dataset.is_sealed:
-        typer.echo("its attributes have no checksum, because an older version wrote it; prepare it again with --force")
+        typer.echo(
+            "the attributes have no checksum, because an older version wrote the file; prepare it again with --force"
+        )
 
 
 def _described(dataset: "Dataset") -> dict[str, Any]:

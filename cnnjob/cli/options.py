@@ -58,9 +58,7 @@ GRES = Annotated[Text, typer.Option(help="Generic resources, instead of or in ad
 CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="Features that the node must have.")]
 NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="Nodes to use.")]
 EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="Nodes to exclude.")]
-DEPENDENCY = Annotated[
-    Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, in the same form as for sbatch.")
-]
+DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, in sbatch's format.")]
 JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="SLURM job name; the run's name by default.")]
 # In REQUEUE and STAGE, None leaves the choice to the profile.
 REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]

@@ -135,9 +135,7 @@ class DecaySettings(ConstantSettings):
     @model_validator(mode="after")
     def _falls(self, info: ValidationInfo) -> Self:
         if self.end_factor == 1 and not is_older(info):
-            raise ValueError(
-                "end_factor: a schedule that ends at 1 does not fall. Set a smaller value, or use 'constant'"
-            )
+            raise ValueError("end_factor: at 1, the learning rate never falls. Set a smaller value, or use 'constant'")
         return self
 
 

@@ -98,7 +98,7 @@ class Backend(ArrayStore, Protocol):
         buffers: tuple[Array, Array, dict[str, Array]],
         inputs: StepInputs,
     ) -> Task:
-        """Plan the task that updates the parameters and advances the position by one step.
+        """Plan the task that updates the parameters and advances ``inputs.position`` by one step.
 
         Args:
             arena: memory for the buffers.

@@ -129,4 +129,4 @@ class Chain:
 
 
 def _nothing() -> None:
-    """Do nothing: the task of an operation that runs in one direction only."""
+    """Do nothing; used for a direction in which an operation has no task."""

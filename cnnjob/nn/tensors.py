@@ -52,7 +52,7 @@ class Tensor:
 class StepInputs:
     """Inputs and results that vary from step to step, in the backend's memory.
 
-    Tasks take no arguments: besides the parameters and their plan's buffers, these inputs are all they read.
+    Tasks take no arguments: they read only these inputs, the parameters and the buffers of their plan.
     """
 
     images: Array

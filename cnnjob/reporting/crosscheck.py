@@ -114,7 +114,7 @@ def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> It
 
 
 def check_epochs(table: Table, job: Job) -> Iterator[Check]:
-    """Check the history of a finished run against its job and itself.
+    """Check that a finished run's history matches the run's job and is internally consistent.
 
     Args:
         table: the history, with epochs 1, 2, 3, …

@@ -228,7 +228,7 @@ def read_summary(run: Run) -> RunSummary:
 
 
 def _notes(run: Run, manifest: dict[str, Any], state: str) -> Iterator[str]:
-    """Yield the remarks on a run in addition to its state."""
+    """Yield the remarks to show in addition to a run's state."""
     if manifest:
         yield from version_notes(manifest)
     if state == "running" and run.unrecorded_seconds() is not None:

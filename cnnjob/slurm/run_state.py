@@ -260,7 +260,7 @@ def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: boo
 
 
 def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
-    """Return a remark with the cancelled job or the user who cancelled the run; empty if it was not cancelled."""
+    """Return a remark that names the cancelled job or the user who cancelled the run; empty if it was not cancelled."""
     if outcome and outcome.state == "CANCELLED":
         return f"job {outcome.job_id} {outcome.printed}"
     if summary.was_cancelled_by_cnnjob:

@@ -131,7 +131,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_translations(self) -> None:
-        """Refuse a translation that is not smaller than the image, which then has too few pixels to mirror."""
+        """Refuse a translation as large as the image or larger, for which there are too few pixels to mirror."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         translations = {

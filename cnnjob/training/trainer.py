@@ -393,7 +393,10 @@ class Trainer:
         return False
 
     def _write_history(self) -> None:
-        """Write ``history.jsonl``; a failure is only logged, since the file is derived and is rewritten at the end."""
+        """Write ``history.jsonl``; a failure is only logged.
+
+        Every checkpoint also stores the history, and the file is rewritten at the end of training.
+        """
         try:
             self._write_history_or_fail()
         except OSError as error:

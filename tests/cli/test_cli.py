@@ -83,7 +83,7 @@ def test_prepare_and_show(here: Path) -> None:
     assert "no checksum" not in shown.stdout
     with h5py.File(here / "d.h5", "r+") as file:
         file.attrs.pop("sha256")
-    assert "its attributes have no checksum, because an older version wrote it" in cnnjob("show", "d.h5").stdout
+    assert "the attributes have no checksum, because an older version wrote the file" in cnnjob("show", "d.h5").stdout
     corrupt(here / "d.h5", 60_000)
     damaged = cnnjob("show", "d.h5")
     assert damaged.exit_code == 3

@@ -43,7 +43,7 @@ def _set_precision(torch: Any, precision: str) -> None:
 def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
     """Return torch's fastest form of SGD; other optimisers are returned unchanged.
 
-    The fastest form is fused and has one group per pair of learning rate and weight decay.
+    The fastest form is fused and has one parameter group for each pair of learning rate and weight decay.
     """
     if not isinstance(optimiser, torch.optim.SGD):
         return optimiser

@@ -44,7 +44,7 @@ def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Actio
 
 
 def build_block_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
-    """Return :func:`do_nothing`, as there is nothing to reset, and a single block's forward and backward pass."""
+    """Return a reset function, which does nothing, and a function that runs one block forward and backward."""
     [layer] = work.layers
     random, count = np.random.default_rng(0), work.batch_size
     shapes = {name: parameter.shape for name, parameter in layer.block.parameters(layer.input_shape).items()}

@@ -282,7 +282,7 @@ def parse_minutes(text: str) -> int:
         The number of minutes, at least 1.
 
     Raises:
-        ValueError: the text has none of these formats, or the time is zero.
+        ValueError: the text is in none of these formats, or the time is zero.
     """
     if re.fullmatch(r"(?:[0-9]{1,9}[dhm])+", text):
         seconds: int | None = 60 * sum(

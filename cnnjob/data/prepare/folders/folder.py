@@ -162,7 +162,7 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
-    """Return the first two copies that differ in split or label, as one string."""
+    """Return a description of the first two copies of an image that differ in split or label."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
