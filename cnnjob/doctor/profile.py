@@ -40,7 +40,9 @@ def write_profile(name: str, partition: str | None = None) -> Path:
     cluster.site.check(request)
     chosen = cluster.site.partition_of(request) if partition else best_partition(cluster)
     if chosen is None:
-        raise JobError("--write-profile: no partition accepts your jobs. Specify one with --partition")
+        raise JobError(
+            "--write-profile: found no partition that accepts your jobs. If one does, specify it with --partition"
+        )
     FOLDER.mkdir(exist_ok=True)
     write_whole(path, profile_text(name, cluster, chosen).encode())
     return path

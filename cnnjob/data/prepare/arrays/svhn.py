@@ -146,7 +146,9 @@ def _find_matrix(file: BinaryIO, name: str) -> _Matrix:
         raise ValueError("no little-endian MATLAB header")
     while True:
         position = file.tell()
-        kind, size = struct.unpack("<II", _exactly(file, 8))
+        if len(tag := file.read(8)) < 8:  # noqa: PLR2004 - the size of a tag
+            raise EOFError(f"it ends before the array {name}")
+        kind, size = struct.unpack("<II", tag)
         stream = _Stream(file, compressed=kind == _COMPRESSED)
         if kind == _COMPRESSED:
             kind, _ = struct.unpack("<II", stream.read(8))
@@ -159,10 +161,3 @@ def _find_matrix(file: BinaryIO, name: str) -> _Matrix:
                     raise ValueError(f"{name} is not an array of bytes")
                 return _Matrix(shape, _Stream(io.BytesIO(small), compressed=False) if small else stream)
         file.seek(position + 8 + size)
-
-
-def _exactly(file: BinaryIO, size: int) -> bytes:
-    content = file.read(size)
-    if len(content) != size:
-        raise EOFError("an array is missing")
-    return content
