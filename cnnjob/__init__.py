@@ -19,6 +19,7 @@ _HOMES = {
     "Run": "runs.run",
     "SchedulerError": "errors",
     "TrainingError": "errors",
+    "evaluate": "api",
     "prepare": "api",
     "report": "api",
     "submit": "api",

@@ -1,4 +1,4 @@
-"""The public functions for notebooks and scripts: prepare, train, submit, report.
+"""The public functions for notebooks and scripts: prepare, train, submit, evaluate, report.
 
 They do the same as the commands with the same names, but print nothing. By default, they use the same folders:
 ``data/`` for datasets, ``runs/`` for runs and ``report/`` for the report.
@@ -18,8 +18,10 @@ from cnnjob.reporting.report import Report
 from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.client import job_is_over
+from cnnjob.training import evaluation
 from cnnjob.training import train as training
 from cnnjob.training.default_job import load_job
+from cnnjob.training.evaluation import Evaluation
 from cnnjob.training.progress import ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 
@@ -102,6 +104,22 @@ def submit(
     for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
         submission.submit(part.runs, part.request, parallel)
     return [run for _, run in prepared]
+
+
+def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA) -> Evaluation:
+    """Evaluate a finished run on a prepared dataset, and write the metrics to the run's folder, below ``evaluations/``.
+
+    Args:
+        run: a finished run.
+        on: a dataset, the name of one in ``data``, or an ``.h5`` file; its images must have the shape that the network
+            requires, and it must have as many classes.
+        split: ``train``, ``val`` or ``test``.
+        data: the folder in which the dataset is looked up by name.
+
+    Returns:
+        The metrics and the confusion matrix.
+    """
+    return evaluation.evaluate(run, Dataset.find(on, data) if isinstance(on, str) else on, split)
 
 
 def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:

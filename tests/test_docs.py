@@ -33,7 +33,17 @@ def test_every_command_and_option_of_the_documents_exists(command: str) -> None:
 
 def test_the_names_of_the_notebook_are_public() -> None:
     names = re.findall(r"`(\w+)`", (ROOT / "README.md").read_text().partition("```python")[2].partition("##")[0])
-    assert {*names} & {*cnnjob.__all__} == {"prepare", "train", "submit", "report", "Job", "Run", "Dataset", "Network"}
+    assert {*names} & {*cnnjob.__all__} == {
+        "prepare",
+        "train",
+        "submit",
+        "evaluate",
+        "report",
+        "Job",
+        "Run",
+        "Dataset",
+        "Network",
+    }
 
 
 @pytest.mark.documents

@@ -28,6 +28,7 @@ HERE = {
     "cnnjob clean RUN": "",
     "cnnjob demo": "",
     "cnnjob doctor": "",
+    "cnnjob evaluate RUN --on DATASET": "",
     "cnnjob export RUN": "",
     "cnnjob new DATASET": "",
     "cnnjob predict RUN IMAGE": "",

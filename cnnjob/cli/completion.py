@@ -39,6 +39,11 @@ def datasets(incomplete: str) -> list[str]:
     return _matching(incomplete, (*DATASETS, "folder"))
 
 
+def prepared_datasets(incomplete: str) -> list[str]:
+    """Return the matching names of datasets in ``data/``; if there are none, the shell offers files."""
+    return _matching(incomplete, sorted(path.stem for path in Path("data").glob("*.h5")))
+
+
 def shown(incomplete: str) -> list[str]:
     """Return the matching files of prepared datasets, then the matching job names."""
     return [*_matching(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]

@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": ("status", "Cancel runs; saved work is kept."),
     "verify-resume": ("verify", "Test that a killed run resumes with bit-identical results."),
     "predict": ("train", "Print the predicted class and probability of each image."),
+    "evaluate": ("train", "Evaluate a finished run on another prepared dataset."),
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Write a report on runs: an HTML page, tables and figures."),
     "bench": ("bench", "Measure training steps on this machine."),

@@ -1,4 +1,4 @@
-"""The commands ``cnnjob train``, ``predict`` and ``demo``."""
+"""The commands ``cnnjob train``, ``predict``, ``evaluate`` and ``demo``."""
 
 import math
 from pathlib import Path
@@ -114,6 +114,55 @@ def predict(
     # An empty last column is not printed.
     header = ["image", "class", "probability", *(["true class"] if any(row[-1] for row in cells) else [])]
     print_table(header, [row[: len(header)] for row in cells])
+
+
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
+    ],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="DATASET",
+            autocompletion=completion.prepared_datasets,
+            help="Prepared dataset: a name in the data folder, or an .h5 file.",
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Split to evaluate: train, val or test.")] = "test",
+    data: opt.DATA = DATA_FOLDER,
+    as_json: opt.JSON = False,
+) -> None:
+    """Evaluate a finished run on another prepared dataset.
+
+    Prints accuracy, loss, and precision, recall, F1 and number of images (support) per class. They are also written to
+    the folder RUN/evaluations/, with the confusion matrix; the run's own result is not changed.
+
+    Example: cnnjob evaluate runs/mnist-1a2b3c4d --on my-digits
+    """
+    from cnnjob.data.dataset import Dataset
+    from cnnjob.runs import metrics
+    from cnnjob.runs.run import Run
+    from cnnjob.training.evaluation import evaluate as evaluate_run
+
+    evaluation = evaluate_run(Run(run), Dataset.find(dataset, data), split)
+    print_notes(Run(run))
+    for remark in evaluation.remarks:
+        typer.echo(f"cnnjob: warning: {remark}", err=True)
+    if as_json:
+        print_json({"path": str(evaluation.path), **evaluation.content()})
+        return
+    columns = zip(*metrics.per_class(evaluation.counts), strict=True)
+    rows = [
+        [name, *(f"{value:.4f}" for value in shares), f"{support}"]
+        for name, (*shares, support) in zip(evaluation.class_names, columns, strict=True)
+    ]
+    accuracy, loss, *means = evaluation.overall
+    count = evaluation.counts.sum()
+    mean = ["mean of the classes", *(f"{value:.4f}" for value in means), f"{count}"]
+    print_table(["class", "precision", "recall", "F1", "support"], [*rows, mean])
+    typer.echo(f"\n{run}: accuracy {100 * accuracy:.2f} %, loss {loss:.4f} on {count:,} {split} images of {dataset}")
+    typer.echo(f"written to {evaluation.path}; the confusion matrix is in {evaluation.path.stem}.csv")
 
 
 def demo() -> None:

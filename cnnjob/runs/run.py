@@ -9,6 +9,7 @@ checkpoints/        the newest two
 predictions.npz     predictions for the test images, with the chosen weights
 weights.npz         the chosen weights
 result.json         present if and only if the run is finished
+evaluations/        metrics on other datasets, one JSON and one CSV file per dataset and split
 heartbeat           empty; touched during training, which reveals a process whose attempt record was removed
 log.txt             log of all attempts
 slurm/              submitit's files, the request, the newest submission, the restart log
@@ -143,6 +144,11 @@ class Run:
     def result_file(self) -> Path:
         """Path of a finished run's metrics and costs."""
         return self.path / "result.json"
+
+    @property
+    def evaluations_folder(self) -> Path:
+        """Folder of the run's evaluations on other datasets."""
+        return self.path / "evaluations"
 
     @property
     def slurm_folder(self) -> Path:
@@ -343,7 +349,7 @@ class Run:
             DataError: a folder or file that is written to is a symbolic link.
         """
         for path in (
-            *(self.attempts_folder, self.checkpoints_folder, self.slurm_folder),
+            *(self.attempts_folder, self.checkpoints_folder, self.evaluations_folder, self.slurm_folder),
             *(self.log_file, self.heartbeat_file),
         ):
             if path.is_symlink():

@@ -4,6 +4,8 @@ The first attempt selects the backend, and all later attempts use the same one.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cnnjob import nn
@@ -92,3 +94,16 @@ def describe_environment(backend: nn.Backend) -> dict[str, Any]:
     gpu = backend.device if isinstance(backend, nn.CudaBackend) else None
     precision = gpu.precision if gpu else backend.dtype.name
     return environment.describe(backend.name, precision, nn.ARITHMETIC, nn.available_cores(), gpu)
+
+
+@contextmanager
+def start_workers(count: int | None = None) -> Iterator[nn.Workers]:
+    """Yield workers on ``count`` cores, or on all cores if it is None, with BLAS limited to one thread.
+
+    Otherwise, the order in which BLAS adds numbers, and thus the bits of the result, would depend on the number of
+    threads.
+    """
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
+
+    with threadpool_limits(1), nn.Workers(count or nn.available_cores()) as workers:
+        yield workers

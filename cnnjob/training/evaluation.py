@@ -1,19 +1,25 @@
-"""Dataset splits for evaluation, and the check of a dataset's arrays against their digests."""
+"""Dataset splits for evaluation, the check of arrays against their digests, and evaluations of finished runs."""
 
+import csv
+import io
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from cnnjob import nn
-from cnnjob.data.dataset import Dataset, Rows
+from cnnjob import files, nn
+from cnnjob.data.dataset import CHUNKED_FORMAT, Dataset, Rows, blocks
 from cnnjob.data.stored import RowReader
+from cnnjob.errors import DataError, JobError, spreadsheet_cell
 from cnnjob.jobs.job import Job
 from cnnjob.runs import metrics
-from cnnjob.training.predict import Classifier
+from cnnjob.runs.run import Run
+from cnnjob.training.backend import start_workers
+from cnnjob.training.predict import TRAIN_AGAIN, Classifier, load_classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
 """Datasets of up to this many bytes are checked against their digests before the first step, in a second or two."""
@@ -146,3 +152,127 @@ def select_watched_splits(
         yield "validation", validation
     if job.train.select_on == "test":
         yield "test", test
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run's metrics on a split of a prepared dataset."""
+
+    path: Path
+    """The JSON file with the metrics, in the run's folder; the CSV file next to it has the confusion matrix."""
+    dataset: Dataset
+    split: str
+    class_names: tuple[str, ...]
+    """The network's class names."""
+    counts: Array
+    """(K, K) int64, the confusion matrix: images of the row's class that are predicted as the column's class."""
+    overall: metrics.Summary
+    """The overall metrics on the split."""
+    remarks: tuple[str, ...]
+    """Remarks for the user on how the classes of the dataset and of the network were matched."""
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of the JSON file."""
+        accuracy, loss, precision, recall, f1 = self.overall
+        per_class = metrics.per_class(self.counts)._asdict()
+        rows = zip(*(values.tolist() for values in per_class.values()), strict=True)
+        dataset = self.dataset
+        return {
+            "dataset": {"name": dataset.name, "path": str(dataset.path.resolve()), "digest": dataset.digest},
+            "split": self.split,
+            "images": int(self.counts.sum()),
+            "accuracy": accuracy,
+            "loss": loss,
+            "precision_macro": precision,
+            "recall_macro": recall,
+            "f1_macro": f1,
+            "classes": [
+                {"class": name, **dict(zip(per_class, row, strict=True))}
+                for name, row in zip(self.class_names, rows, strict=True)
+            ],
+            "confusion": self.counts.tolist(),
+            "remarks": list(self.remarks),
+        }
+
+
+def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
+    """Evaluate a finished run on a prepared dataset, and write the metrics to the run's folder.
+
+    The files are ``evaluations/DATASET-SPLIT-<digest8>.json``, and ``….csv`` for the confusion matrix; the digits are
+    those of the dataset's digest, so that another dataset with the same name has other files. ``result.json`` is not
+    changed.
+
+    Args:
+        run: a finished run.
+        dataset: a dataset with images of the shape that the network requires, and with as many classes.
+        split: one of the dataset's splits.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        DataError: the run is unfinished or damaged, the dataset is damaged, or the network's outputs overflow.
+        JobError: the dataset has no such split, or its images or classes do not fit the network.
+        CnnjobError: the files cannot be written.
+    """
+    with start_workers() as workers:
+        classifier = load_classifier(run, workers)
+        _require_fit(run, dataset)
+        labels = dataset.labels(split)
+        dataset.verify(split)
+        # Classified in blocks, since the images may not fit into memory.
+        images = dataset.load(split)[0] if dataset.format == CHUNKED_FORMAT else dataset.stored(split)
+        probabilities = np.concatenate([classifier.probabilities(block) for block in blocks(images)])
+    if not np.isfinite(probabilities).all():
+        raise DataError(f"{run.path}: the network's outputs for images of {dataset.path} overflow. {TRAIN_AGAIN}")
+    class_names, remarks = tuple(run.data()["class_names"]), []
+    if {*dataset.class_names} == {*class_names}:  # the same classes, perhaps in another order
+        labels = np.array([class_names.index(name) for name in dataset.class_names])[labels]
+    else:
+        differing = [(a, b) for a, b in zip(dataset.class_names, class_names, strict=True) if a != b]
+        remarks.append(
+            f"{dataset.path}: the class names differ from the network's (found {differing[0][0]!r} instead of "
+            f"{differing[0][1]!r}; {len(differing)} of {len(class_names)} differ), so classes are matched by position"
+        )
+    counts = metrics.confusion(probabilities, labels)
+    overall = metrics.summarise(probabilities, labels, metrics.per_class(counts))
+    path = run.evaluations_folder / f"{dataset.path.stem}-{split}-{files.short_digest(dataset.digest)}.json"
+    evaluation = Evaluation(path, dataset, split, class_names, counts, overall, tuple(remarks))
+    run.require_no_links()
+    with files.disk_errors_as_cnnjob_error(run.evaluations_folder):
+        run.evaluations_folder.mkdir(exist_ok=True)
+        files.write_whole(path.with_suffix(".csv"), _confusion_csv(class_names, counts))
+        # Last, so that the metrics are never without their confusion matrix.
+        files.write_json(path, evaluation.content())
+    return evaluation
+
+
+def _require_fit(run: Run, dataset: Dataset) -> None:
+    """Refuse a dataset whose images or classes do not fit a run's network.
+
+    Raises:
+        JobError: the shape of the images, or the number of classes, is another one.
+    """
+    data = run.data()
+    expected, found = tuple(data["image_shape"]), dataset.image_shape
+    if found != expected:
+        shapes = ["×".join(map(str, shape)) for shape in (expected, found)]
+        advice = f"Prepare its source again with --size {expected[0]}x{expected[1]}"
+        if found[2] != expected[2]:
+            advice = f"Choose a dataset of {'grey' if expected[2] == 1 else 'colour'} images"
+        raise JobError(f"{dataset.path}: {run.path} requires images of shape {shapes[0]} (found {shapes[1]}). {advice}")
+    if len(dataset.class_names) != len(data["class_names"]):
+        raise JobError(
+            f"{dataset.path}: {run.path} predicts {len(data['class_names'])} classes (found "
+            f"{len(dataset.class_names)}). Choose a dataset with the same classes"
+        )
+
+
+def _confusion_csv(class_names: tuple[str, ...], counts: Array) -> bytes:
+    """Return a confusion matrix as CSV: one row per true class, one column per predicted class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [spreadsheet_cell(name) for name in class_names]
+    writer.writerow(["true class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    return text.getvalue().encode()

@@ -23,7 +23,7 @@ from cnnjob.training.memory import EVALUATION_BATCH
 from cnnjob.training.split import validation_indices
 
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
-_TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial weights"
+TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial weights"
 _MOST_ARRAY_BYTES = 1 << 30
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
@@ -89,7 +89,7 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
     probabilities = classifier.probabilities(np.stack([image.pixels for image in read_images]))
     for image, row in zip(read_images, probabilities, strict=True):
         if not np.isfinite(row).all():
-            raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {_TRAIN_AGAIN}")
+            raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {TRAIN_AGAIN}")
     return [
         Prediction(
             image.name, class_names[row.argmax()], float(row.max()), image.true_class, image.scaled_from, image.remarks
@@ -98,11 +98,12 @@ def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[P
     ]
 
 
-def load_classifier(run: Run) -> Classifier:
+def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
     """Load the network of a finished run with its chosen weights, on the NumPy backend.
 
     Args:
         run: a finished run.
+        workers: the workers of the backend; a single one by default.
 
     Returns:
         The classifier.
@@ -121,17 +122,17 @@ def load_classifier(run: Run) -> Classifier:
         raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to the end")
     job, data, weights = run.job(), run.data(), run.weights()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
-    backend = nn.NumPyBackend(nn.Workers(1))
+    backend = nn.NumPyBackend(workers or nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{run.weights_file}: does not match {run.job_file}. Restore the file, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
         raise DataError(f"{run.weights_file}: damaged (some weights are not float32). Restore the file, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
-        raise DataError(f"{run.weights_file}: some weights are not finite. {_TRAIN_AGAIN}")
+        raise DataError(f"{run.weights_file}: some weights are not finite. {TRAIN_AGAIN}")
     loss = run.result().get("test_loss")
     if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
-        raise DataError(f"{run.result_file}: the test loss is {loss}. {_TRAIN_AGAIN}")
+        raise DataError(f"{run.result_file}: the test loss is {loss}. {TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation

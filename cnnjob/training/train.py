@@ -19,7 +19,7 @@ from cnnjob.runs.claims import Claim
 from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.process import HEARTBEAT_SECONDS
 from cnnjob.runs.run import JobIsOver, Run
-from cnnjob.training.backend import make_backend, select_backend
+from cnnjob.training.backend import make_backend, select_backend, start_workers
 from cnnjob.training.evaluation import CHECKED_AT_ONCE_BYTES
 from cnnjob.training.memory import memory_errors_as_job_error, place_in_device_memory, place_in_host_memory
 from cnnjob.training.progress import NoProgress, ProgressCallback
@@ -89,7 +89,7 @@ def train(
         return Outcome(run, "was finished", "finished")
     disk_errors = disk_errors_as_cnnjob_error(run.path)
     # StopRequest encloses _record_end: a signal that arrives while the end is being recorded only sets the flag.
-    with _start_workers(cores) as workers, StopRequest(deadline) as stop, _record_end(claim) as ending, disk_errors:
+    with start_workers(cores) as workers, StopRequest(deadline) as stop, _record_end(claim) as ending, disk_errors:
         with memory_errors_as_job_error(setup.job):
             backend = make_backend(name, workers, setup.job)
             if isinstance(backend, nn.CudaBackend):
@@ -148,16 +148,3 @@ def _keep_heartbeat(claim: Claim) -> Iterator[None]:
         yield
     finally:
         over.set()
-
-
-@contextmanager
-def _start_workers(count: int | None) -> Iterator[nn.Workers]:
-    """Yield workers on ``count`` cores, or on all cores if it is None, with BLAS limited to one thread.
-
-    Otherwise, the order in which BLAS adds numbers, and thus the bits of the result, would depend on the number of
-    threads.
-    """
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
-
-    with threadpool_limits(1), nn.Workers(count or nn.available_cores()) as workers:
-        yield workers
