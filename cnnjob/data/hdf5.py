@@ -128,7 +128,8 @@ def _dataset(
     dataset = h5py.h5d.open(group.id, name.encode())
     plan = dataset.get_create_plist()
     if plan.get_layout() != layout or plan.get_external_count():
-        stored = _LAYOUTS.get(plan.get_layout(), plan.get_layout())
+        where_stored = " data in external files" if plan.get_external_count() else ""
+        stored = f"{_LAYOUTS.get(plan.get_layout(), plan.get_layout())}{where_stored}"
         raise ValueError(
             f"the array {where} is not stored as {_LAYOUTS[layout]} data in the file itself (found {stored})"
         )

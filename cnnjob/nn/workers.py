@@ -122,7 +122,7 @@ class Workers:
         return task_list
 
     def stop(self) -> None:
-        """Stop the workers, for example because objects that tasks use have changed; new ones are forked on demand."""
+        """Stop the workers, for example after a change to objects that tasks use; new workers are forked on demand."""
         self._ended_cpu_seconds += sum(process.cpu_seconds for process in self._processes)
         self._first_unknown = 0
         _stop_all(self._processes)

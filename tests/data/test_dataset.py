@@ -318,7 +318,7 @@ HOSTILE = {
     "another group": ("found 'more' in /", edited(lambda file: file.create_group("more"))),
     "a type for a group": ("instead of a group", linked("val", np.dtype("u1"))),
     "a group for an array": ("instead of an array", linked("val/images", lambda file: file.create_group(None))),
-    "external storage": ("not stored as contiguous data in the file itself .found contiguous", from_outside),
+    "external storage": ("in the file itself .found contiguous data in external files", from_outside),
     "a virtual array of itself": ("not stored as contiguous data in the file itself .found virtual", edited(of_itself)),
     "chunks": ("found chunked", stored("train/images", **OF_IMAGES)),
     "signed pixels": ("/train/images has an unexpected type .found int8", stored("train/images", dtype=np.int8)),

@@ -381,7 +381,7 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
     [
         ({"train__schedule": {"cosine": {"start_factor": 0.1}}}, "train.schedule.cosine.start_factor: needs a "),
         ({"train__schedule": {"constant": {"warmup": 0.1, "start_factor": 1.0}}}, "train.schedule.constant.start_f"),
-        ({"train__schedule": {"cosine": {"end_factor": 1.0}}}, "train.schedule.cosine.end_factor: a schedule that"),
+        ({"train__schedule": {"cosine": {"end_factor": 1.0}}}, "train.schedule.cosine.end_factor: at 1, the learning"),
         ({"train__optimiser": {"sgd": {"decoupled_weight_decay": True}}}, "train.optimiser.sgd.decoupled_weight_dec"),
         ({"data__augment": True}, "data.augment: no augmentation is set. Set one, such as { flip = 'random' }, or"),
         ({"train__precision": "tf32"}, "train.precision: 'tf32' needs a GPU (found resources.backend = 'numpy')"),

@@ -199,7 +199,7 @@ def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def is_silent(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, means that the scheduler did not answer rather than that it refused.
+    """Return whether an error, or one of its causes, means that the scheduler did not answer, as opposed to refusing.
 
     The scheduler may answer later, and may have carried out the request.
     """

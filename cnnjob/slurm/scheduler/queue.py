@@ -101,7 +101,7 @@ def list_queue(
 
 
 def _parse_rows(answer: str, mark: str) -> list[list[str]]:
-    """Return the cells of each job's line; skip lines printed by a site's wrapper and later lines of a comment."""
+    """Return the cells of each job's line; skip a squeue wrapper's output and continuation lines of comments."""
     lines = answer.split("\n")  # splitlines would also split comments at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]

@@ -52,7 +52,7 @@ class Listing:
         folders: all visible folders, including empty ones.
         left_out: hidden files and folders, those that desktops or archivers create, and files whose names show that
             they are not images.
-        remarks: remarks on how the listing was read that the user should know about.
+        remarks: remarks for the user on how the listing was read.
     """
 
     files: list[str] = field(default_factory=list)
