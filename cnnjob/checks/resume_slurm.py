@@ -60,7 +60,7 @@ def verify_resume_on_slurm(
         The comparison.
 
     Raises:
-        CnnjobError: a run ended before it was finished, or the time limit was reached.
+        CnnjobError: a run was not finished when its job ended or when the time limit was reached.
         SchedulerError: SLURM refused a job or is not available.
     """
     setup = TrainingSetup.checked(save_often(job, CHECKPOINT_SECONDS), dataset)
@@ -123,10 +123,10 @@ class _Watch:
     def both_are_over(self) -> bool:
         """Return whether both runs are finished and their jobs have left the queue.
 
-        After the time limit, finished runs count as over even if their jobs are still in the queue.
+        After the time limit, the result is True if both runs are finished, even if their jobs are still in the queue.
 
         Raises:
-            CnnjobError: a run ended before it was finished, or the time limit was reached.
+            CnnjobError: a run was not finished when its job ended or when the time limit was reached.
         """
         finished = all(run.result_file.exists() for run in self._runs)
         if time.monotonic() > self._deadline:

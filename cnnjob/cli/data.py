@@ -297,7 +297,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
 
     found = [one for one in list_keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
     if not found:
-        raise JobError(f"show --keys {what}: no such table. Choose one, such as train or train.optimiser, or omit it")
+        raise JobError(f"show --keys {what}: no such table. Specify a table, such as train or train.optimiser, or none")
     if as_json:
         print_json([asdict(one) for one in found])
         return

@@ -519,7 +519,7 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
         raise ValueError("it does not state how many bytes its strips or tiles have")
     if (most := max(map(sum, counts))) > file_bytes:
-        raise ValueError(f"its strips or tiles overlap: they have {most:,} bytes in a file of {file_bytes:,} bytes")
+        raise ValueError(f"its strips or tiles overlap: they total {most:,} bytes in a file of {file_bytes:,} bytes")
 
 
 def _is_count(value: object) -> bool:

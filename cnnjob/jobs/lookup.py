@@ -13,7 +13,8 @@ def named_toml_files(name: str) -> dict[str, Path]:
         name: name of the folder.
 
     Returns:
-        The files by stem, sorted by stem; a file in the working directory takes precedence.
+        The files by stem, sorted by stem; a file in the working directory takes precedence over one with the same name
+        that ships with the package.
     """
     # An installed package has the files under share/; in a checkout they are next to the package.
     package = Path(__file__).parents[1]

@@ -28,7 +28,7 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: int, *indices: int) -> np.random.Generator:
-    """Return a generator that starts at an address (Philox4x64-10, Salmon et al. 2011).
+    """Return a generator for an address (Philox4x64-10, Salmon et al. 2011).
 
     Args:
         seed: the job's seed.

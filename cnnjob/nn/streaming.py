@@ -29,10 +29,10 @@ class ImageSource(Protocol):
 
 
 class ImageStream:
-    """Reader that loads each step's images before the step runs.
+    """Reader that loads each step's images into a ring buffer before the step runs.
 
-    The ring buffer is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of
-    one source, which stay in memory: on a GPU, as many as fit.
+    The buffer is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of one
+    source, which stay in memory: on a GPU, as many as fit.
     """
 
     def __init__(

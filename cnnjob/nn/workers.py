@@ -155,7 +155,7 @@ class Workers:
         return [failure for failure in results if failure is not None]
 
     def _fork(self) -> None:
-        """Fork a worker for each lane but the caller's, or as many as possible; they know all lists planned so far."""
+        """Fork a worker for each lane except the caller's, or as many as possible; each gets its lane of every list."""
         self.stop()
         try:
             for lane in range(1, self.count):

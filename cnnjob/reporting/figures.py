@@ -93,7 +93,7 @@ def _drawing_code_digest() -> bytes:
 
 
 def statements_of(source: str) -> str:
-    """Return a module's syntax tree without comments and docstrings, so that rewording them redraws no figures."""
+    """Return a module's syntax tree without comments and docstrings, so that rewording them does not redraw figures."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

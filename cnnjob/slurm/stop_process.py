@@ -141,7 +141,7 @@ def _withdraw_record(status: Status) -> None:
 
 
 def _enclosing_job(summary: RunSummary) -> list[str]:
-    """Return the id of the SLURM job that contains the training process; an empty list if there is none."""
+    """Return a list with the id of the SLURM job that contains the training process; empty if there is none."""
     return [str(summary.attempt["job_id"])] if summary.attempt.get("job_id") else []
 
 

@@ -151,7 +151,7 @@ class _Image(NamedTuple):
 
 
 def _load_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
-    """Yield the images at the given files and addresses, in order."""
+    """Yield the images at the given paths or dataset addresses (such as ``test:0``), in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # checking a split against its digest reads all of it, so it is done once
     for image in images:

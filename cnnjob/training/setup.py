@@ -162,7 +162,7 @@ class TrainingSetup:
         if count >= batch_size > self.n_training:
             raise JobError(
                 f"{share} leaves {self.n_training:,} to train on, fewer than a batch of {batch_size:,}. Lower "
-                "it or train.batch_size"
+                "the fraction or train.batch_size"
             )
         if batch_size > self.n_training:
             raise JobError(

@@ -135,7 +135,7 @@ def _record_end(claim: Claim) -> Iterator[_Ending]:
 
 @contextmanager
 def _keep_heartbeat(claim: Claim) -> Iterator[None]:
-    """Update the heartbeat in a thread, so that other hosts see that this process is alive even in long evaluations."""
+    """Update the heartbeat in a thread, so that other hosts see that this process is alive during long evaluations."""
     over = Event()
 
     def beat() -> None:

@@ -214,7 +214,7 @@ def unusable_images() -> dict[str, tuple[str, bytes]]:
         "cut.gif": ("not a usable image", encoded(colour, "gif")[:-20]),
         "large.png": ("8000 x 4001 pixels; the maximum is", encoded(Image.new("1", (8_000, 4_001)), "png")),
         "bomb.png": ("not a usable image", bomb),
-        "same strip.tiff": ("or tiles overlap: they have 101,100 bytes in a file of 1,931", tiff_of_one_strip(100)),
+        "same strip.tiff": ("or tiles overlap: they total 101,100 bytes in a file of 1,931", tiff_of_one_strip(100)),
         "strips.tiff": ("30,000 strips or tiles; the maximum is", tiff_of_strips(30_000)),
     }
 

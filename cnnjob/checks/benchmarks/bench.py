@@ -1,4 +1,4 @@
-"""Benchmark training steps of cnnjob, of torch and of an algorithm taught in a course, with lower bounds (floors).
+"""Benchmark the training steps of cnnjob, torch and a simple NumPy implementation, with lower bounds (floors).
 
 All engines take turns in one process, so that a change in the machine's speed affects all of them. Ratios to torch are
 computed for each turn, and only between engines on the same device with the same precision.

@@ -1,6 +1,7 @@
-"""Training steps by an algorithm taught in a course: float64, patches by fancy indexing, a new array for every result.
+"""The training step as taught in a course: a simple float64 implementation in NumPy.
 
-Images have the shape (N, C, H, W). The algorithm is the baseline for the speed-up and is not used for training.
+Patches are gathered by fancy indexing, and every result is a new array. Images have the shape (N, C, H, W). The
+implementation is the baseline for the speed-up and is not used for training.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Split test images off a dataset that has none; the selection does not depend on the images' content."""
+"""Select test images for a dataset that has none; the selection does not depend on the images' content."""
 
 import numpy as np
 

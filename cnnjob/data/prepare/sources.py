@@ -91,7 +91,7 @@ def _require_published(entry: Entry, path: Path, name: str, sums: tuple[str, str
     if not known or not known <= set(sums):
         raise DataError(
             f"{path}: not the published file (found {_named(*sums)}; the published file {expected.name} has"
-            f" {_named(expected.md5, expected.sha256)}). Copy or download it again, or, if you trust these files,"
+            f" {_named(expected.md5, expected.sha256)}). Copy or download it again, or, if you trust the source,"
             f" add --sha256 {pin}"
         )
 

@@ -156,7 +156,7 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
 
 
 def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide and restart; try again until the scheduler answers and the run's folder is writable.
+    """Call :func:`_decide_and_restart` until the scheduler answers and the run's folder is writable.
 
     Raises:
         SchedulerError: the scheduler refused, or did not answer for half an hour.

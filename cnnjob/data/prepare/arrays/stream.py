@@ -135,8 +135,8 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
         height, width, channels = stream.shape[1:]
         if channels not in _CHANNELS or not 0 < height * width <= MAX_PIXELS:
             raise DataError(
-                f"{stream.where}: the images must have 1 or 3 channels and 1 to {MAX_PIXELS:,} pixels (found the "
-                f"height, width and channels {stream.shape[1:]}). Convert or scale them"
+                f"{stream.where}: the images must have 1 or 3 channels and 1 to {MAX_PIXELS:,} pixels "
+                f"(found {stream.shape[1:]}, as height, width, channels). Convert or scale them"
             )
         if stream.labels.shape != (stream.shape[0],):
             raise DataError(
