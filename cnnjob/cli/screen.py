@@ -89,7 +89,7 @@ def terminal(stream: TextIO) -> TextIO:
 
 
 def print_last(text: str) -> None:
-    """Print the last line of a training command; a closed pipe does not change the exit code."""
+    """Print the last line of a training command's output; a closed pipe does not change the exit code."""
     with suppress(OSError):
         typer.echo(text)
     for stream in (terminal(sys.stdout), terminal(sys.stderr)):

@@ -77,7 +77,7 @@ def subgroup(group: h5py.Group, name: str) -> h5py.Group:
         ValueError: the member is not a group, or has attributes.
     """
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_GROUP:
-        raise ValueError(f"a member is an array or a type instead of a group (found {name} in {group.name})")
+        raise ValueError(f"a member is an array or a named datatype instead of a group (found {name} in {group.name})")
     found = group[name]
     require_attributes(found.id, found.name)
     return found
@@ -124,7 +124,7 @@ def _dataset(
     """Open an array and return it with its path for messages; refuse an unexpected layout, filter or type."""
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-        raise ValueError(f"a member is a group or a type instead of an array (found {where})")
+        raise ValueError(f"a member is a group or a named datatype instead of an array (found {where})")
     dataset = h5py.h5d.open(group.id, name.encode())
     plan = dataset.get_create_plist()
     if plan.get_layout() != layout or plan.get_external_count():

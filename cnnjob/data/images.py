@@ -3,9 +3,9 @@
 Every image is converted to 8 bits per channel by the same rules:
 
 - The EXIF or TIFF orientation is applied, so the image is upright.
-- 16-bit values are reduced to 8 bits by the range of the type: value // 256 (12-bit TIFF: value // 16). A PPM file
-  states its maximum value, which becomes 255. In a 16-bit RGB image, a pixel is transparent if the upper byte of each
-  channel equals that of the transparent colour, since Pillow reads only the upper bytes.
+- 16-bit values are reduced to 8 bits according to the range of the type: value // 256 (12-bit TIFF: value // 16). A
+  PPM file states its maximum value, which becomes 255. In a 16-bit RGB image, a pixel is transparent if the upper byte
+  of each channel equals that of the transparent colour, since Pillow reads only the upper bytes.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
 - Images with a palette of greys, with 1 bit per pixel, or with grey and transparency count as greyscale.
@@ -290,7 +290,7 @@ def fit_pixels(
 
 
 def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
-    """Read the most common types of small image by a faster path, which takes two thirds of the time.
+    """Read the most common types of small image by a path that takes two thirds as long as the general one.
 
     Args:
         content: a file's content.

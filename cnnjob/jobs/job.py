@@ -8,9 +8,9 @@ Two job files that describe the same training are the same job, as far as this c
 that cannot have an effect where it is set is refused, and the message shows what to write instead. A key that has no
 effect only because of another key's value is dropped when the job is read, so that the other key can be swept: early
 stopping whose patience is too long for the number of epochs, augmentation with all settings off, dropout at rate 0 that
-no other dropout follows, the order of operations that a convolution does not use, alternating flips in a single epoch.
-A setting that cannot have an effect on the dataset is refused once the dataset is known
-(:mod:`cnnjob.training.idle_settings`).
+no other dropout follows, an order of operations in a conv block that gives the same results as the usual one,
+alternating flips in a single epoch. A setting that cannot have an effect on the dataset is refused once the dataset is
+known (:mod:`cnnjob.training.idle_settings`).
 """
 
 import re

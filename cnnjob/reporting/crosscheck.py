@@ -189,7 +189,7 @@ def check_predictions(
 
 
 def _result_checks(result: Mapping[str, Any], expected: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
-    """Yield one check per name, source and value; values missing on either side are not compared."""
+    """Yield one check per expected (name, source, value), except for values that are missing on either side."""
     for name, source, value in expected:
         if value is not None and result.get(name) is not None:
             yield Check("result.json", name, result[name], source, value)

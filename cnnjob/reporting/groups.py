@@ -124,7 +124,7 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
 
 
 def _with_labels(groups: list[Group]) -> list[Group]:
-    """Label each group by its job and its distinguishing settings, or by its job and a number if that is too long."""
+    """Label each group by its job and distinguishing settings; if that label is too long, by its job and a number."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
     distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}

@@ -1,4 +1,4 @@
-"""Records in a run's ``slurm/``: the newest submission, the restart log, a cancellation, and a wait without SLURM.
+"""Records in a run's ``slurm/``: newest submission, restart log, cancellation, and waiting ``submit --local`` process.
 
 The restart log has one entry per attempt after which a batch script decided whether to restart the run.
 """

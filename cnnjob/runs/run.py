@@ -10,7 +10,7 @@ predictions.npz     predictions for the test images, with the chosen weights
 weights.npz         the chosen weights
 result.json         present if and only if the run is finished
 evaluations/        metrics on other datasets, one JSON and one CSV file per dataset and split
-heartbeat           empty; touched during training, which reveals a process whose attempt record was removed
+heartbeat           empty; touched during training, so that a process whose attempt record was removed is detected
 log.txt             log of all attempts
 slurm/              submitit's files, the request, the newest submission, the restart log
 """

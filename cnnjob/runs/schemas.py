@@ -69,7 +69,7 @@ class ProgressRecord(Fields):
     def _agree(self) -> Self:
         if len(self.history) != self.epoch or self.best_epoch > self.epoch:
             raise ValueError(
-                f"{self.epoch} epochs are completed, but {len(self.history)} are recorded and the best is epoch "
+                f"{self.epoch} epochs were completed, but {len(self.history)} are recorded and the best is epoch "
                 f"{self.best_epoch}"
             )
         return self

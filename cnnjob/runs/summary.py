@@ -264,7 +264,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _own_records(run: Run, attempt: dict[str, Any], records: SlurmRecords) -> dict[str, Any]:
-    """Return the records of jobs and processes that belong to this folder, not to a folder that it is a copy of."""
+    """Return the records of jobs and processes that belong to this folder, not to one that it was copied from."""
     submission, cancellation = records.submission, records.cancellation
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]

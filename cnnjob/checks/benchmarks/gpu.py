@@ -25,7 +25,7 @@ GENERAL = "part by part"
 def gpu_engines(work: Workload) -> dict[str, Engine]:
     """Return cnnjob's engines and the lower bounds by row name, in each precision.
 
-    An engine runs eagerly, as a CUDA graph, or part by part, that is, eagerly and without fusing.
+    An engine runs eagerly, as a CUDA graph, or part by part (eagerly, without fused kernels).
     """
     choose_kernel_cache()
     by_row = {}

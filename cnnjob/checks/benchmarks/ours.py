@@ -19,7 +19,7 @@ from cnnjob.nn.tensors import Task, Tensor
 
 @contextmanager
 def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the NumPy backend's engine by row name, with BLAS, but not torch, limited to one thread."""
+    """Yield the NumPy backend's engine by row name; within the block, BLAS, but not torch, is limited to one thread."""
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it inspects every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:

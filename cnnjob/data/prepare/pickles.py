@@ -111,7 +111,7 @@ class _Skimmed(io.BytesIO):
         return unread
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """Read a line, or only the start of a very long one, which pickletools refuses because it has no newline."""
+        """Read a line; a very long line is cut off, and pickletools refuses it because it has no newline."""
         return super().readline(_MUCH if size is None or size < 0 else size)
 
 

@@ -215,7 +215,7 @@ class _Request:
         return DatasetContents(entry.class_names, sums, cifar.read(entry, files) if entry.archive else idx.read(files))
 
     def require_pinned(self, sums: dict[str, str]) -> None:
-        """Check the checksums of a user's source against the expected SHA-256, if one was specified."""
+        """Check that a user's source has the expected SHA-256, if one was specified."""
         digest = sources.pin_of(sums)
         if self.sha256 is not None and self.sha256.lower() != digest:
             raise DataError(

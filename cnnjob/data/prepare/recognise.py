@@ -138,7 +138,7 @@ def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> D
     inside = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
     if not options.labels and inside and not any(map(is_named_as_image, listing.files)):
         raise DataError(f"{tree.root}: no images, only other files (found {', '.join(inside[:3])}). Unpack the "
-                        "archive, and specify its folder or one of these files")  # fmt: skip
+                        "archive, and specify the unpacked folder or one of these files")  # fmt: skip
     return read_folder(tree, listing, options, progress=progress)
 
 

@@ -104,7 +104,7 @@ class _Channels:
         self.compute_factor()
 
     def compute_factor(self) -> None:
-        """Compute the factor and offset in y = x·factor + offset, from the mean and the variance in ``inverse``."""
+        """Compute the factor and offset in y = x·factor + offset; on entry, ``inverse`` contains the variance."""
         # `inverse` becomes 1/√(variance + eps), which the backward task also needs.
         np.add(self.inverse, self._settings.eps, out=self.inverse)
         np.sqrt(self.inverse, out=self.inverse)

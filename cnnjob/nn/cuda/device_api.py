@@ -149,7 +149,7 @@ def bordered(array: Array) -> tuple[Array, np.int64, int]:
 
 
 def row_length(shape: Shape) -> int:
-    """Return the number of contiguous values in an image: those of a row of pixels, or of a vector."""
+    """Return how many values of an image are contiguous: one row of pixels, or the whole vector."""
     return prod(shape[2:]) if len(shape) > 2 else shape[1]  # noqa: PLR2004 - N, H, W, C
 
 

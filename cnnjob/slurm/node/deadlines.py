@@ -74,7 +74,7 @@ def make_deadline(end: float | None, margin_seconds: float) -> Deadline:
 
 
 def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
-    """Query SLURM for the end of this job; return it as in :func:`read_first_end`, or None if there is no answer."""
+    """Query SLURM for the end of this job; the return value is as in :func:`read_first_end`."""
     this_job = job_id()
     if this_job is None:
         return inf

@@ -148,5 +148,5 @@ class LogLines(NoProgress):
         print(text, flush=True)  # noqa: T201
 
     def start(self, job: Job, steps: int) -> None:
-        """Print the number of epochs, the number of steps per epoch, and the time."""
+        """Print the number of epochs, the number of steps per epoch, and the current time."""
         self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")

@@ -117,7 +117,7 @@ def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
 
 
 def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
-    """Return the job in a row, or the pending array tasks that share the row; an empty list if it is not a job."""
+    """Return the job in a row, or the pending array tasks that share it; none if the row is not about a job."""
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return []
     comment = "" if row[-1] in NO_COMMENT else row[-1]

@@ -1,4 +1,4 @@
-"""Grouping runs by backend, since runs on a GPU and runs on NumPy need different resource requests."""
+"""Grouping runs by backend, since runs with CUDA and runs with NumPy need different resource requests."""
 
 from collections.abc import Sequence
 from contextlib import suppress
