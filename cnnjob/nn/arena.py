@@ -116,7 +116,7 @@ class Arena:
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
-        """Create an arena, which only counts bytes if it has no memory; :meth:`allocate` creates one with memory."""
+        """Create an arena; without memory, it only counts bytes. :meth:`allocate` creates one with memory."""
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}

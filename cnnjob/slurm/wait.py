@@ -16,7 +16,7 @@ SILENT_SECONDS = 1800.0
 
 
 def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
-    """Yield each run's status when the run has ended, and once for each of its jobs that will not start by itself.
+    """Yield a run's status when the run has ended, and once for each job of the run that is held or can never start.
 
     The pause between two queries of the scheduler grows until a run ends.
 
