@@ -101,7 +101,7 @@ def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
 
 
 def _rename(folder: Path) -> Finding:
-    """Check that renaming a temporary file atomically replaces another, and measure the time, including fsync."""
+    """Check that a rename replaces a file atomically, and measure how long it takes, including fsync."""
     path, seconds, results = folder / "whole", [], list[Finding]()
     with _os_error_as_finding("rename", results):
         for number in range(WRITES):
