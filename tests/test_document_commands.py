@@ -22,7 +22,6 @@ HERE = {
     "cnnjob bench conv-64-128 --rounds 6": ROUND,
     "cnnjob bench data": f"--gigabytes 0.01 {ROUND}",
     "cnnjob bench data --gigabytes 8": f"--gigabytes 0.01 {ROUND}",
-    "cnnjob bench data --gigabytes 10": f"--gigabytes 0.01 {ROUND}",
     "cnnjob bench mnist-baseline": ROUND,
     "cnnjob clean": "",
     "cnnjob clean RUN": "",

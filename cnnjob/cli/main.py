@@ -27,7 +27,7 @@ COMMANDS = {
     "logs": ("status", "Print the newest log of a run."),
     "cancel": ("status", "Cancel runs; saved work is kept."),
     "verify-resume": ("verify", "Test that a killed run resumes with bit-identical results."),
-    "predict": ("train", "Print the predicted class and probability of each image."),
+    "predict": ("train", "Print the most probable classes of each image."),
     "evaluate": ("train", "Evaluate a finished run on another prepared dataset."),
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Write a report on runs: an HTML page, tables and figures."),

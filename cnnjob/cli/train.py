@@ -2,16 +2,23 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, print_setup
-from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table
-from cnnjob.errors import EXIT_STOPPED
+from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, shorten_middle
+from cnnjob.errors import EXIT_STOPPED, plural, printable
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnnjob.training.predict import Prediction
+
+TABLE_WIDTH = 80
+"""Maximum width of a table of predictions, in characters."""
 RUNS_FOLDER = Path("runs")
 
 
@@ -67,53 +74,89 @@ def train(
 
 def predict(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
+        Path,
+        typer.Argument(
+            metavar="RUN", autocompletion=completion.runs, help="Folder of a run; it may still be in training."
+        ),
     ],
     images: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGE",
             autocompletion=completion.images,
-            help="Image files, .npy files (uint8, N×H×W×C), or test:N, train:N or val:N from the run's dataset.",
+            help="Image files, folders of them, .npy files (uint8, N×H×W×C), or test:N, train:N or val:N from the "
+            "run's dataset.",
         ),
     ],
     data: Annotated[
         Path | None, typer.Option(help="Folder of the run's dataset; by default, the folder used for training.")
     ] = None,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Invert the pixels first, such as those of digits that are dark on light.")
+    ] = False,
     as_json: opt.JSON = False,
 ) -> None:
-    """Print the predicted class and probability of each image.
+    """Print the most probable classes of each image.
 
-    Images of the run's own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation
-    image. Their true class is printed too. Image files are scaled if their size differs from that of the training
-    images.
+    The three most probable ones are printed with their probabilities, and all of them with --json. Images of the run's
+    own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation image. Their true
+    class is printed too. Image files are scaled if their size differs from that of the training images; a warning is
+    printed if their background or contrast is unlike that of the training images. An unfinished run predicts with its
+    best weights so far.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
     from cnnjob.runs.run import Run
     from cnnjob.training.predict import predict as predict_images
 
-    predictions = predict_images(Run(run), images, data)
+    predictions = predict_images(
+        Run(run), images, data, invert=invert, say=lambda text: typer.echo(f"cnnjob: {text}", err=True)
+    )
     print_notes(Run(run))
     for size in sorted({each.scaled_from for each in predictions if each.scaled_from}):
         typer.echo(
             f"cnnjob: images of {size[0]}×{size[1]} pixels were scaled to the size of the training images",
             err=True,
         )
+    by_remark: dict[str, list[str]] = {}
     for each in predictions:
         for remark in each.remarks:
-            typer.echo(f"cnnjob: {each.image}: {remark}", err=True)
+            by_remark.setdefault(remark, []).append(each.image)
+    for remark, (first, *others) in by_remark.items():
+        more = f" and {plural(len(others), 'other image')}" if others else ""
+        typer.echo(f"cnnjob: {first}{more}: {remark}", err=True)
     if as_json:
-        rows = [
-            {"image": each.image, "class": each.class_name, "probability": each.probability} for each in predictions
-        ]
-        truths = [{} if each.true_class is None else {"true_class": each.true_class} for each in predictions]
-        print_json([row | truth for row, truth in zip(rows, truths, strict=True)])
+        print_json([
+            {
+                "image": each.image,
+                "class": each.class_name,
+                "probability": each.probability,
+                "probabilities": each.probabilities,
+                "remarks": list(each.remarks),
+                **({} if each.true_class is None else {"true_class": each.true_class}),
+            }
+            for each in predictions
+        ])  # fmt: skip
         return
-    cells = [[each.image, each.class_name, f"{each.probability:.4f}", each.true_class or ""] for each in predictions]
-    # An empty last column is not printed.
-    header = ["image", "class", "probability", *(["true class"] if any(row[-1] for row in cells) else [])]
-    print_table(header, [row[: len(header)] for row in cells])
+    print_table(*_prediction_table(predictions), spare=[])
+
+
+def _prediction_table(predictions: "Sequence[Prediction]") -> tuple[list[str], list[list[str]]]:
+    """Return the header and rows of a table at most 80 columns wide; long names are shortened."""
+    header = ["image", "prediction", "second", "third", "true class"]
+    truths = [printable(each.true_class or "") for each in predictions]
+    ranked = [[(printable(name), p) for name, p in each.probabilities.items()][:3] for each in predictions]
+    longest = max(len(name) for name in (*truths, *(name for row in ranked for name, _ in row)))
+    width = min(longest, 10 if any(truths) else 14)  # leaves at least 14 columns for the image
+    rows = []
+    for row, truth in zip(ranked, truths, strict=True):
+        cells = [f"{shorten_middle(name, width):<{width}} {p:.3f}" for name, p in row]
+        rows.append([*cells, *[""] * (3 - len(cells)), shorten_middle(truth, width)])
+    columns = list(zip(header[1:], *rows, strict=True))
+    # 3: the gap in tables of more than LONG_TABLE rows; in others, it is 2.
+    left = TABLE_WIDTH - sum(max(map(len, column)) + 3 for column in columns if any(column[1:]))
+    images = [shorten_middle(printable(each.image), left) for each in predictions]
+    return header, [[image, *row] for image, row in zip(images, rows, strict=True)]
 
 
 def evaluate(

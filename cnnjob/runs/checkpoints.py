@@ -133,6 +133,8 @@ def load_newest(
 ) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest intact checkpoint; newer ones, which are damaged, are renamed to ``….damaged``.
 
+    Only the run's owner may call this; others call :func:`find_newest`.
+
     Args:
         folder: the run's ``checkpoints/``.
         digest: the digest of the job and its data; a checkpoint with a different digest is refused.
@@ -144,24 +146,42 @@ def load_newest(
     Raises:
         DataError: all checkpoints are damaged, or the newest intact one belongs to another job or has another format.
     """
-    paths = _by_step(folder)[::-1]
-    warnings: list[str] = []
-    for number, path in enumerate(paths):
+    checkpoint, damaged = find_newest(folder, digest, contents)
+    # Renamed only after finding an intact one: if all of them seem damaged, the disk may be at fault.
+    for path in damaged:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    return checkpoint, list(damaged.values())
+
+
+def find_newest(
+    folder: Path, digest: str, contents: ExpectedArrays | None = None
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """Return the newest intact checkpoint, without changing any file.
+
+    Args:
+        folder: the run's ``checkpoints/``.
+        digest: the digest of the job and its data; a checkpoint with a different digest is refused.
+        contents: the arrays that the checkpoint must hold; not checked by default.
+
+    Returns:
+        The checkpoint, or None if there is none yet; and a warning for each newer checkpoint, which is damaged.
+
+    Raises:
+        DataError: all checkpoints are damaged, or the newest intact one belongs to another job or has another format.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(_by_step(folder)):
         try:
-            checkpoint = _read_checkpoint(path, digest, contents)
+            return _read_checkpoint(path, digest, contents), damaged
         except _DamagedError as error:
-            warnings.append(str(error))
-            continue
-        # Rename only after finding an intact one: if all of them seem damaged, the disk may be at fault.
-        for damaged in paths[:number]:
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
-        return checkpoint, warnings
-    if paths:
+            damaged[path] = str(error)
+    if damaged:
         raise DataError(
-            "\n".join(warnings) + f"\n{folder}: no intact checkpoint is left. Restore one from a backup, or remove "
+            "\n".join(damaged.values())
+            + f"\n{folder}: no intact checkpoint is left. Restore one from a backup, or remove "
             f"{folder.parent} to start from scratch"
         )
-    return None, []
+    return None, {}
 
 
 def newest_step(folder: Path) -> int:

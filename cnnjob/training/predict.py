@@ -1,20 +1,23 @@
-"""Prediction of image classes with a finished run's network, and the arrays of ``predictions.npz``."""
+"""Prediction of image classes with a run's network, and the arrays of ``predictions.npz``."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnjob import nn
+from cnnjob.data.background import SAMPLED, Difference, UsualBackground
 from cnnjob.data.dataset import SPLITS, Dataset
 from cnnjob.data.stored import RowReader
-from cnnjob.errors import DataError, JobError
+from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes
-from cnnjob.runs import metrics
+from cnnjob.runs import checkpoints, metrics
 from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.npz import array_from_bytes
 from cnnjob.runs.run import Run
@@ -51,51 +54,78 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of one image."""
+    """The class probabilities of one image."""
 
     image: str
     """The image's file (for an array file, with the image's index), or the image's address in the dataset."""
-    class_name: str
-    probability: float
-    """In 0..1."""
+    probabilities: dict[str, float]
+    """The probability of each class, in 0..1, most probable first."""
     true_class: str | None
     """None if unknown."""
     scaled_from: tuple[int, int] | None = None
     """Original height and width of an image file that was scaled to the network's input size."""
     remarks: tuple[str, ...] = ()
-    """Other changes made to an image file, such as filling transparent pixels with the background."""
+    """Other changes made to an image file, such as filling transparent pixels with the background, and warnings."""
+
+    @property
+    def class_name(self) -> str:
+        """The most probable class."""
+        return next(iter(self.probabilities))
+
+    @property
+    def probability(self) -> float:
+        """The probability of the most probable class, in 0..1."""
+        return self.probabilities[self.class_name]
 
 
-def predict(run: Run, images: Sequence[str], data: Path | None = None) -> list[Prediction]:
+def predict(
+    run: Run,
+    images: Sequence[str],
+    data: Path | None = None,
+    *,
+    invert: bool = False,
+    say: Callable[[str], object] = lambda _: None,
+) -> list[Prediction]:
     """Predict the classes of images.
 
     Args:
-        run: a finished run.
+        run: a finished run, or an unfinished one with a checkpoint after its first epoch, whose best weights so far are
+            used.
         images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
-            network's input size; or ``.npy`` files of uint8 (H, W), (H, W, C) or (N, H, W, C) of exactly that size.
+            network's input size; folders of image files, including their subfolders; or ``.npy`` files of uint8 (H, W),
+            (H, W, C) or (N, H, W, C) of exactly that size.
         data: the folder that contains the dataset; by default, the folder recorded in the run.
+        invert: True to invert all pixels (255 − x) first.
+        say: receives messages for the user, for example if the run is unfinished.
 
     Returns:
-        One prediction per image.
+        One prediction per image. If the run's dataset is available, files whose background or contrast is unlike that
+        of the training images have a warning among their remarks.
 
     Raises:
-        DataError: the run is unfinished or damaged; the network's outputs overflow; a file is not a usable image; or
-            the dataset is missing, damaged or not the run's dataset.
+        DataError: the run has no weights yet or is damaged; the network's outputs overflow; a file is not a usable
+            image; a folder has no images; or the dataset is missing, damaged or not the run's dataset.
         JobError: an address does not refer to an image.
     """
-    classifier, class_names = load_classifier(run), run.data()["class_names"]
-    read_images = list(_load_images(run, images, data))
-    # (N, H, W, C) → (N, classes)
-    probabilities = classifier.probabilities(np.stack([image.pixels for image in read_images]))
-    for image, row in zip(read_images, probabilities, strict=True):
-        if not np.isfinite(row).all():
-            raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {TRAIN_AGAIN}")
-    return [
-        Prediction(
-            image.name, class_names[row.argmax()], float(row.max()), image.true_class, image.scaled_from, image.remarks
-        )
-        for image, row in zip(read_images, probabilities, strict=True)
-    ]
+    _require_run(run)
+    classifier = load_classifier(run) if run.result_file.exists() else _load_best_so_far(run, say)
+    class_names, usual = run.data()["class_names"], _usual_background(run, images, data)
+    unread, predictions = _load_images(run, images, data, say), []
+    while read := list(islice(unread, EVALUATION_BATCH)):
+        pixels = np.stack([image.pixels for image in read])
+        pixels = 255 - pixels if invert else pixels
+        probabilities = classifier.probabilities(pixels)  # (N, H, W, C) → (N, classes)
+        differences = usual.compare(pixels) if usual else [None] * len(read)
+        for image, row, difference in zip(read, probabilities, differences, strict=True):
+            if not np.isfinite(row).all():
+                raise DataError(f"{run.path}: the network's outputs for {image.name} overflow. {TRAIN_AGAIN}")
+            order = np.argsort(-row, kind="stable")
+            ranked = {class_names[label]: float(row[label]) for label in order}
+            remarks = [*image.remarks]
+            if difference and image.true_class is None:  # the dataset's own images are not questioned
+                remarks.append(_describe_difference(difference, inverted=invert))
+            predictions.append(Prediction(image.name, ranked, image.true_class, image.scaled_from, tuple(remarks)))
+    return predictions
 
 
 def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
@@ -112,31 +142,80 @@ def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
         DataError: the run is not finished; its weights are missing, damaged, not finite or from another network; or
             its test loss is not finite.
     """
+    _require_run(run)
+    if not run.result_file.exists():
+        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to the end")
+    loss = run.result().get("test_loss")
+    if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
+        raise DataError(f"{run.result_file}: the test loss is {loss}. {TRAIN_AGAIN}")
+    return _build_classifier(run, run.weights(), run.weights_file, workers)
+
+
+def _require_run(run: Run) -> None:
     if not run.path.is_dir():
         in_runs = Path("runs") / run.path
         example = f", such as {in_runs}" if in_runs.is_dir() else ""
-        raise DataError(f"{run.path}: no such run. Pass the folder of a finished run{example}")
+        raise DataError(f"{run.path}: no such run. Pass the folder of a run{example}")
     if not run.job_file.exists():
-        raise DataError(f"{run.path}: not a run folder, since it has no job.json. Pass the folder of a finished run")
-    if not run.result_file.exists():
-        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to the end")
-    job, data, weights = run.job(), run.data(), run.weights()
+        raise DataError(f"{run.path}: not a run folder, since it has no job.json. Pass the folder of a run")
+
+
+def _load_best_so_far(run: Run, say: Callable[[str], object]) -> Classifier:
+    """Load the network of an unfinished run with the best weights in its newest checkpoint."""
+    checkpoint, damaged = checkpoints.find_newest(run.checkpoints_folder, run.manifest()["digest"])
+    for warning in damaged.values():
+        say(f"warning: {warning}. Using the previous checkpoint")
+    if not checkpoint or not checkpoint.progress.best_epoch:
+        raise DataError(
+            f"{run.path}: not finished, and no checkpoint after its first epoch yet, so there are no weights. Train it "
+            "further"
+        )
+    progress, prefix = checkpoint.progress, "best/"
+    say(
+        f"{run.path}: not finished; using its best weights so far, those of epoch {progress.best_epoch} (from the "
+        f"checkpoint at step {progress.step})"
+    )
+    weights = {name.removeprefix(prefix): array for name, array in checkpoint.arrays.items() if name.startswith(prefix)}
+    return _build_classifier(run, weights, run.checkpoints_folder)
+
+
+def _build_classifier(
+    run: Run, weights: dict[str, np.ndarray], source: Path, workers: nn.Workers | None = None
+) -> Classifier:
+    """Build a run's network with the weights that were read from ``source``, which must belong to it."""
+    job, data = run.job(), run.data()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(workers or nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
-        raise DataError(f"{run.weights_file}: does not match {run.job_file}. Restore the file, or train again")
+        raise DataError(f"{source}: does not match {run.job_file}. Restore it, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
-        raise DataError(f"{run.weights_file}: damaged (some weights are not float32). Restore the file, or train again")
+        raise DataError(f"{source}: damaged (some weights are not float32). Restore it, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):
-        raise DataError(f"{run.weights_file}: some weights are not finite. {TRAIN_AGAIN}")
-    loss = run.result().get("test_loss")
-    if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
-        raise DataError(f"{run.result_file}: the test loss is {loss}. {TRAIN_AGAIN}")
+        raise DataError(f"{source}: some weights are not finite. {TRAIN_AGAIN}")
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation
     return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views))
+
+
+def _usual_background(run: Run, images: Sequence[str], data: Path | None) -> UsualBackground | None:
+    """Measure a sample of the training images; None if no file is to be compared, or the dataset is not available."""
+    if all(_ADDRESS.fullmatch(image) for image in images):
+        return None
+    with suppress(DataError, OSError):  # prediction works without the dataset
+        stored = _open_dataset(run, data).stored("train")
+        with stored.open() as reader:
+            # Spread over the whole split, which may be sorted by class.
+            return UsualBackground.of(reader[np.linspace(0, len(reader) - 1, SAMPLED).astype(np.int64)])
+    return None
+
+
+def _describe_difference(difference: Difference, *, inverted: bool) -> str:
+    advice = "The prediction may be wrong"
+    if difference.is_inverted:
+        advice = "Predict it without --invert" if inverted else "Predict it with --invert"
+    return f"warning: {difference.description} than in the training images. {advice}"
 
 
 class _Image(NamedTuple):
@@ -150,23 +229,48 @@ class _Image(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _load_images(run: Run, images: Sequence[str], data: Path | None) -> Iterator[_Image]:
-    """Yield the images at the given paths or dataset addresses (such as ``test:0``), in order."""
+def _load_images(run: Run, images: Sequence[str], data: Path | None, say: Callable[[str], object]) -> Iterator[_Image]:
+    """Yield the images at the given files, folders and addresses, in order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # checking a split against its digest reads all of it, so it is done once
     for image in images:
         if address := _ADDRESS.fullmatch(image):
             if dataset is None:
-                moved = Dataset.open(data / Path(run.data()["path"]).name) if data else None
-                dataset = open_run_dataset(run, moved)
+                dataset = _open_dataset(run, data)
             split, index = _locate(run, dataset, address[1], _parse_index(image, address[2]))
             pixels, label = dataset.example(split, index)
             if split not in verified:
                 dataset.verify(split)
                 verified.add(split)
             yield _Image(image, pixels, dataset.class_names[label])
-        else:
-            yield from _read_file(Path(image), shape, run.data())
+            continue
+        path = Path(image)
+        for file in _images_in_folder(path, say) if path.is_dir() else [path]:
+            yield from _read_file(file, shape, run.data())
+
+
+def _open_dataset(run: Run, data: Path | None) -> Dataset:
+    """Open the run's dataset, in the folder ``data`` if one is given."""
+    return open_run_dataset(run, Dataset.open(data / Path(run.data()["path"]).name) if data else None)
+
+
+def _images_in_folder(folder: Path, say: Callable[[str], object]) -> list[Path]:
+    """Return the image files in a folder and its subfolders, by the rules of ``prepare``; 2.png comes before 10.png."""
+    from cnnjob.data.prepare.folders.tree import FolderTree  # noqa: PLC0415 - only needed for folders
+
+    listing = FolderTree(folder).list()
+    if not listing.files:
+        raise DataError(
+            f"{folder}: no image files (found {plural(len(listing.left_out), 'other file')}). Pass a folder of images"
+        )
+    if listing.left_out:
+        say(f"{folder}: {plural(len(listing.left_out), 'file')} left out (hidden, or not images)")
+    # Parts at odd positions are numbers, so that parts of the same kind are compared.
+    parts = {name: re.split(r"([0-9]+)", name) for name in listing.files}
+    keys = {
+        name: [(int(part), part) if at % 2 else part for at, part in enumerate(each)] for name, each in parts.items()
+    }
+    return [folder / name for name in sorted(keys, key=lambda name: keys[name])]
 
 
 def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, int]:

@@ -139,9 +139,11 @@ def test_predict(here: Path) -> None:
     Image.fromarray(row).resize((60, 60), Image.Resampling.NEAREST).convert("RGB").save(here / "row.png")
     found = cnnjob("predict", str(run_folder()), "two.npy", "row.png")
     assert found.exit_code == 0, found.output
-    rows = [re.split(r" {2,}", line.strip()) for line in found.stdout.splitlines()[2:]]
+    rows = [line.split() for line in found.stdout.splitlines()[2:]]
     assert [(row[0], row[1]) for row in rows] == [("two.npy[0]", "row"), ("two.npy[1]", "corner"), ("row.png", "row")]
     assert all(0.3 < float(row[2]) <= 1 for row in rows)
+    assert all({row[1], row[3], row[5]} == {"row", "column", "corner"} for row in rows)
+    assert all(sum(float(row[column]) for column in (2, 4, 6)) == pytest.approx(1, abs=0.002) for row in rows)
 
 
 def test_predict_of_the_runs_own_dataset(here: Path) -> None:
@@ -150,14 +152,18 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     np.save("one.npy", np.full((6, 6), 60, np.uint8))
     found = cnnjob("predict", str(run), "test:0", "one.npy", "train:215", "test:39")
     assert found.exit_code == 0, found.output
-    rows = [re.split(r" {2,}", line.strip()) for line in found.stdout.splitlines() if line]
-    assert rows[0] == ["image", "class", "probability", "true class"]
+    rows = [line.split() for line in found.stdout.splitlines() if line]
+    assert rows[0] == ["image", "prediction", "second", "third", "true", "class"]
     assert [row[0] for row in rows[2:]] == ["test:0", "one.npy[0]", "train:215", "test:39"]
-    assert [row[3:] for row in rows[2:]] == [["row"], [], ["corner"], ["row"]]
+    assert [row[7:] for row in rows[2:]] == [["row"], [], ["corner"], ["row"]]
     said = Run(run).predictions()["probabilities"][[0, 39]].max(axis=1)
-    assert [row[2] for row in (rows[2], rows[5])] == [f"{probability:.4f}" for probability in said]
+    assert [row[2] for row in (rows[2], rows[5])] == [f"{probability:.3f}" for probability in said]
     as_json = json.loads(cnnjob("predict", str(run), "test:1", "one.npy", "--json").stdout)
     assert [one.get("true_class") for one in as_json] == ["column", None]
+    ranked = list(as_json[0]["probabilities"].items())
+    assert ranked[0] == (as_json[0]["class"], as_json[0]["probability"])
+    assert ranked == sorted(ranked, key=lambda pair: -pair[1])
+    assert sum(probability for _, probability in ranked) == pytest.approx(1)
     assert "true class" not in cnnjob("predict", str(run), "one.npy").stdout
     for address, code, message in (
         ("test:40", 2, "no image test:40 (found 40 images). Choose one from test:0 to test:39"),
@@ -206,8 +212,10 @@ def test_predict_of_what_is_no_image(here: Path, content: bytes | None, message:
 def test_predict_of_images_held_out_and_of_other_sizes(here: Path) -> None:
     cnnjob("train", "toy.toml")
     run = run_folder()
-    Image.fromarray(np.zeros((9, 12), np.uint8)).save(here / "wide.png")
-    Image.fromarray(np.zeros((6, 6), np.uint8)).save(here / "fits.png")
+    wide = np.full((9, 12), 60, np.uint8)
+    wide[3:6] = 220
+    Image.fromarray(wide).save(here / "wide.png")
+    Image.fromarray(wide[:6, :6]).save(here / "fits.png")
     found = cnnjob("predict", str(run), "val:0", "fits.png")
     assert (found.exit_code, found.stderr) == (0, ""), found.output
     assert re.search(r"^val:0 +(row|column|corner)", found.stdout, re.MULTILINE)
