@@ -30,6 +30,9 @@ FORMAT = 2
 CHUNKED_FORMAT = 1
 """Older version of the file layout, which can still be read; arrays are stored in chunks, each with a checksum."""
 SPLITS = ("train", "val", "test")
+_OWN_ATTRIBUTE = b"array_sha256"
+_SEARCHED_BYTES = 4 << 20
+"""Number of bytes at the start and at the end of a damaged file in which that attribute's name is looked for."""
 SUFFIXES = (".h5", ".hdf5")
 """Suffixes of a prepared file; a name without one of them is that of a dataset in the data folder."""
 ARRAYS = ("images", "labels")
@@ -352,8 +355,8 @@ def is_damaged(path: Path) -> bool:
         path: a file that :meth:`Dataset.open` refused.
 
     Returns:
-        True for an ``.h5`` file that is in this format, or so damaged that its format cannot be determined; False for
-        any other file, including an HDF5 file written by another program.
+        True for an ``.h5`` file that is in this format, or that contains at least the name of one of its attributes;
+        False for any other file, including a damaged HDF5 file of another program.
     """
     try:
         with open_regular(path) as raw:  # h5py would block on a pipe
@@ -362,7 +365,10 @@ def is_damaged(path: Path) -> bool:
         with h5py.File(path, "r", locking=False) as file:
             return "format" in file.attrs and _known_format(hdf5.number(file, "format")) is not None
     except _UNREADABLE:
-        return True
+        with open_regular(path) as raw:
+            first = raw.read(_SEARCHED_BYTES)
+            raw.seek(max(len(first), path.stat().st_size - _SEARCHED_BYTES))
+            return _OWN_ATTRIBUTE in first or _OWN_ATTRIBUTE in raw.read()
 
 
 def blocks(array: Rows) -> Iterator[np.ndarray]:

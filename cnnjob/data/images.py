@@ -44,6 +44,10 @@ _MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while an image is rota
 _BIG_TIFF = b"+"  # byte 2 of a BigTIFF file, which Pillow also checks; the header has 16 bytes instead of 8
 _RAW = 1
 """Value of the TIFF Compression tag for uncompressed pixels."""
+_SEPARATE = 2
+"""Value of the TIFF PlanarConfiguration tag for one plane per channel."""
+_WHITE_IS_ZERO = 0
+"""Value of the TIFF PhotometricInterpretation tag for images whose value 0 is white."""
 _MOST_PARTS = 20_000
 """Maximum number of strips or tiles in a TIFF file."""
 _MOST_BYTES = 400_000_000
@@ -538,7 +542,23 @@ def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
     bits = _bits(image, raw_mode)
     if image.mode not in _GREY | _COLOUR or not bits:
         raise ValueError(f"its pixels do not have 8 or 16 bits per channel (found {raw_mode or image.mode})")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (reason := _misread_tiff(image, bits)):
+        raise ValueError(reason)
     return _Opened(image, raw_mode, bits, _orientation(image, content))
+
+
+def _misread_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> str:
+    """Return why a TIFF image is refused: Pillow would silently decode the wrong pixels. Empty if it would not."""
+    tags = image.tag_v2
+    n_channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    is_raw = tags.get(TiffImagePlugin.COMPRESSION, _RAW) == _RAW
+    is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == _SEPARATE and n_channels > 1
+    # Uncompressed planes of 16 bits are read as 8 bits, and the plane of grey with alpha is not found.
+    if is_planar and ((is_raw and bits > _BITS) or n_channels == len("LA")):
+        return "its channels are stored in separate planes, which is not supported for this pixel format"
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO and bits > _BITS:
+        return f"its values of {bits} bits count from white to black, which is not supported"
+    return ""
 
 
 def _bits(image: ImageFile, raw_mode: str) -> int:
@@ -561,7 +581,12 @@ _SIGNATURES = (
     ("BMP", b"BM"), ("WebP", b"RIFF"),
 )  # fmt: skip
 _OTHER_FORMATS = (
-    *((0, start, f"a damaged {name} image", "Restore or remove it") for name, start in _SIGNATURES),
+    *((0, start, f"a damaged {name} image", "Restore or remove it") for name, start in _SIGNATURES if name != "TIFF"),
+    *(
+        (0, start, "a damaged TIFF image, or one with an unsupported pixel format", "Restore, convert or remove it")
+        for name, start in _SIGNATURES
+        if name == "TIFF"
+    ),
     (4, b"ftyphei", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
     (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
     (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, for example with heif-convert"),

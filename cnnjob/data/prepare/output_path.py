@@ -53,6 +53,32 @@ def require_not_source(out: Path, source: Path) -> None:
         raise JobError(f"{out}: is also the source (found --source {source}). Choose another --out")
 
 
+def identity(out: Path) -> tuple[int, ...] | None:
+    """Return values that change when a file is created, replaced or written to; None if there is no file."""
+    try:
+        status = out.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def require_same(out: Path, found: tuple[int, ...] | None) -> None:
+    """Refuse to replace a file that was created or changed while the dataset was being prepared.
+
+    Args:
+        out: the file to be written.
+        found: its :func:`identity` before.
+
+    Raises:
+        JobError: the file differs.
+    """
+    if identity(out) != found:
+        raise JobError(
+            f"{out}: created or changed by another process in the meantime (found {out.stem}). Run the same command "
+            "again, or choose another --out"
+        )
+
+
 def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
     """Refuse an output path that a later ``prepare`` of the same folder would read as an image.
 

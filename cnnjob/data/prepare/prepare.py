@@ -116,6 +116,7 @@ def prepare(
     if source is not None:
         output_path.require_not_source(out, Path(source))
     output_path.require_writable(out)
+    found = output_path.identity(out)
     published = request.published()
     # With published checksums, an existing file can be recognised without downloading or hashing the sources.
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
@@ -142,7 +143,13 @@ def prepare(
         existed = dataset is not None
         if dataset is None:
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
-            write(out, title, counted(contents, title) if progress else contents, stored)
+            write(
+                out,
+                title,
+                counted(contents, title) if progress else contents,
+                stored,
+                fence=lambda: None if force else output_path.require_same(out, found),
+            )
     dataset = dataset or Dataset.open(out)
     description, warnings = "", tuple[str, ...]()
     if contents:
@@ -164,6 +171,8 @@ def _require_known(name: str, source: str | Path | None) -> None:
     known = (*_ENTRIES, FOLDER)
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
     if address and name not in _ENTRIES:
+        if not address.startswith(("http://", "https://", "ftp://")):
+            raise JobError(f"{address}: only published datasets are downloaded. Copy the file to this machine first")
         file = PurePosixPath(urlsplit(address).path).name or "FILE"
         raise JobError(
             f"{address}: only published datasets are downloaded. Download the file, and specify it:\n"

@@ -113,7 +113,9 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
                 f"{source}: a single array (found {siblings[0]} next to it). Specify the folder that contains both"
             )
         return read_array_set(numpy_set(array_files(source), str(source)), options)
-    if start.startswith(b"PK") and zipfile.is_zipfile(source):
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(source):
+            raise DataError(f"{source}: an incomplete or damaged zip archive. Copy or download it again")
         if source.suffix == ".npz":
             return read_array_set(numpy_set(array_files(source), str(source)), options)
         return _read_tree(ZipTree(source), options, progress=progress)

@@ -7,7 +7,7 @@ what the file actually contains, not from what was meant to be written.
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from cnnjob.data.dataset import ARRAYS, FORMAT, SEAL, SPLITS, TRAINING_IMAGES, Moments, digest_of, seal_of
 from cnnjob.data.prepare.output_path import target_of
 from cnnjob.errors import DataError
-from cnnjob.files import canonical_json, whole
+from cnnjob.files import canonical_json, no_fence, whole
 
 # Files can be read by HDF5 1.8 (2008); "earliest" would limit attributes to 64 KiB, which is not enough.
 _LIBVER = ("v108", "v110")
@@ -78,7 +78,14 @@ class DatasetContents:
     n_images: int | None = None
 
 
-def write(path: Path, name: str, contents: DatasetContents, options: dict[str, Any]) -> None:
+def write(
+    path: Path,
+    name: str,
+    contents: DatasetContents,
+    options: dict[str, Any],
+    *,
+    fence: Callable[[], None] = no_fence,
+) -> None:
     """Write a dataset, completely or not at all.
 
     Args:
@@ -86,6 +93,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
         name: name of the dataset.
         contents: the contents to write.
         options: how the source was read, as JSON values.
+        fence: called just before the finished file replaces an existing one; it raises an error to prevent this.
 
     Raises:
         DataError: the source is damaged, or the file cannot be written.
@@ -93,7 +101,7 @@ def write(path: Path, name: str, contents: DatasetContents, options: dict[str, A
     try:
         target = target_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with whole(target) as temporary, _Disk(temporary, "x+") as disk:
+        with whole(target, fence=fence) as temporary, _Disk(temporary, "x+") as disk:
             with _created(disk) as file:
                 written = Counter[str]()
                 for block in contents.blocks:

@@ -3,6 +3,7 @@
 import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ _LABELS = frozenset({"y", "labels", "label", "targets", "target", "classes"})
 _MAX_HEADER = 10_000
 _MAX_BLOCK_BYTES = 64 << 20  # maximum size of one read, and of all labels
 _DAMAGED = (EOFError, KeyError, MemoryError, NotImplementedError, OSError, OverflowError, RuntimeError, TypeError,
-            ValueError, SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
+            ValueError, SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 MAGIC = b"\x93NUMPY"
 
 

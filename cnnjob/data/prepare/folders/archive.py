@@ -88,7 +88,7 @@ class ZipTree(FolderTree):
         files, folders = [], []
         for info, name in zip(members, names, strict=True):
             path = _normalised(name.replace(separator, "/"))
-            if info.is_dir() or name.endswith(separator):
+            if name.endswith(("/", separator)):
                 folders.append(path)
             else:
                 self._stored_names[path] = info.filename

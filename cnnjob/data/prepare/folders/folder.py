@@ -124,6 +124,19 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
     return height, width, channels
 
 
+def merged_subfolders(layout: FolderLayout) -> Iterator[str]:
+    """Yield a description of subfolders whose images belong to the class of the images next to them.
+
+    Yields:
+        One line, if there are any such folders.
+    """
+    folders = {name.rpartition("/")[0] for classes in layout.splits.values() for names in classes for name in names}
+    inner = sorted(folder for folder in folders if any(parent in folders for parent in _parents(folder) if parent))
+    if inner and layout.bases:
+        more = f" and {len(inner) - _SHOWN:,} more" if len(inner) > _SHOWN else ""
+        yield f"images in subfolders belong to the class of their folder (found {', '.join(inner[:_SHOWN])}{more})"
+
+
 def similar_classes(class_names: Sequence[str]) -> Iterator[str]:
     """Yield a description of classes whose names differ only in case, surrounding spaces or leading zeros.
 
@@ -250,6 +263,7 @@ def read_folder(
     warnings = (
         *left_out_lines(layout, listing.left_out, str(tree.root), by_table=bool(options.labels)),
         *(f"{tree.root}: {line}" for line in listing.remarks),
+        *(f"{tree.root}: {line}" for line in merged_subfolders(layout)),
         *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,9 +15,9 @@ from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER
 _COLUMNS = {
     "path": ("path", "file", "filename", "filepath", "filenames", "image", "imagepath", "imagename", "imagefile", "img",
              "imgname", "imgpath", "imageid", "imgid", "id", "idcode", "name"),
-    "label": ("label", "labels", "class", "classname", "classid", "category", "target", "y", "species", "breed",
+    "label": ("label", "labels", "class", "classname", "classid", "category", "target", "species", "breed",
               "diagnosis", "dx"),
-    "split": ("split", "set", "subset", "partition", "dataset", "datasplit", "usage"),
+    "split": ("split", "set", "subset", "partition", "datasplit", "usage"),
 }  # fmt: skip
 """Accepted names for each column, in order of preference; case, spaces, hyphens and underscores are ignored."""
 _DELIMITERS = (",", "\t", ";")
@@ -86,17 +87,25 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
             f"{where}: not UTF-8 (found an invalid byte at offset {error.start}). Save it as UTF-8"
         ) from error
     first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count), strict=True)
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        columns = _columns(next(reader, []), where)
+        header = next(reader, [])
+        columns = _columns(header, where)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise DataError(
+                    f"{where}:{reader.line_num}: more cells than columns (found {cells}). Put a cell that contains the "
+                    "delimiter in quotation marks"
+                )
             values = {kind: cells[column].strip() if column < len(cells) else "" for kind, column in columns.items()}
             if not all(values.values()):
                 missing = next(kind for kind, value in values.items() if not value)
                 raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
-            yield _Row(reader.line_num, values["path"], values["label"], values.get("split", ""))
+            label = unicodedata.normalize("NFC", values["label"])  # macOS writes NFD
+            yield _Row(reader.line_num, values["path"], label, values.get("split", ""))
     except csv.Error as error:
         raise DataError(f"{where}:{reader.line_num}: not a valid table row ({error}). Correct the row") from error
 
@@ -135,14 +144,14 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
     """
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
-        for end in _ends(path):
+        for end in _ends(unicodedata.normalize("NFC", path)):
             by_end[end].add(path)
     known = set(files)
     by_lower = {end.lower(): next(iter(paths)) for end, paths in by_end.items() if len(paths) == 1}
     named, problems = [], []
     first: dict[str, _Row] = {}
     for row in rows:
-        key = row.path.replace("\\", "/").removeprefix("./").strip("/")
+        key = unicodedata.normalize("NFC", row.path.replace("\\", "/").removeprefix("./").strip("/"))
         matches = {key} if key in known else by_end.get(key, set())
         if len(matches) == 1:
             (path,) = matches

@@ -16,17 +16,16 @@ from cnnjob.data.prepare.folders.tree import Listing
 from cnnjob.errors import DataError, plural
 
 _SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training", "trn", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset"), "val"),
-    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "testset"), "test"),
+    **dict.fromkeys(("train", "training", "trn", "trainset", "traindata", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "valdata"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "testset", "testdata"), "test"),
 }
 _WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "png", "photos", "pictures"})
 """Names of folders that may contain the images of a class inside its class folder, as in Tiny ImageNet."""
 _NO_CLASS_PARTS = frozenset({"mask", "masks", "annotations", "labels", "thumbnails", "thumbs", "segmentation"})
 """Names of folders that may be next to the images of a class, but do not contain images of that class."""
-_TRAIN_NAME = re.compile(r"(?i)train")
-_TEST_NAME = re.compile(r"(?i)test|valid|eval|unlabel|holdout")
+_UNLABELLED = frozenset({"unlabeled", "unlabelled", "unlabeled_data", "holdout"})
 _MAX_CLASSES = 1 << 16  # labels have at most 16 bits
 _SHOWN = 10
 ANNOTATIONS = "val_annotations.txt"
@@ -93,7 +92,8 @@ def split_of_name(name: str) -> tuple[str, str] | None:
     if len(words) != 1:
         return None
     word = words[0]
-    rest = f"{name[: word.start()]}*{name[word.end() :]}".lower()
+    # Without digits, since splits may be numbered: 1_train, 2_val, 3_test.
+    rest = re.sub(r"\d+", "", f"{name[: word.start()]}*{name[word.end() :]}".lower())
     return _SPLIT_OF_WORD[word[0].lower()], rest
 
 
@@ -311,7 +311,9 @@ def require_several_classes(names: Sequence[str], where: str, advice: str) -> No
 
 def _require_no_splits(names: list[str], where: str) -> None:
     """Refuse class folders whose names indicate splits, such as train and test1, or annotations, such as masks."""
-    train, test = ([name for name in names if pattern.search(name)] for pattern in (_TRAIN_NAME, _TEST_NAME))
+    split_of = {name: found[0] for name in names if (found := split_of_name(name))}
+    train = [name for name in names if split_of.get(name) == "train"]
+    test = [name for name in names if split_of.get(name, "train") != "train" or name.lower() in _UNLABELLED]
     if train and test:
         raise DataError(
             f"{where}: some folders look like splits without class folders (found {_shown(train + test)}). "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob.data.images import FITS, WHITE, Fit
+from cnnjob.data.prepare.catalogue import KNOWN
 
 VAL = "val"
 """Value of ``test_fraction`` that makes the validation images the test images."""
@@ -74,8 +75,9 @@ class FolderOptions:
 
     def command(self, **changed: Any) -> str:
         """Return the command line for these options, with those in ``changed`` replaced."""
-        # A source that begins with a hyphen would be parsed as an option.
-        words = ["cnnjob", "prepare", f"./{self.source}" if self.source.startswith("-") else self.source]
+        # A name that begins with a hyphen would be parsed as an option, and one of the catalogue as that dataset.
+        is_misread = self.source.startswith("-") or self.source in {"folder", *(entry.name for entry in KNOWN)}
+        words = ["cnnjob", "prepare", f"./{self.source}" if is_misread else self.source]
         if self.out != Path("data", f"{default_name(self.source)}.h5"):
             words += ["--out", str(self.out)]
         return shlex.join([*words, *replace(self, **changed).as_typed(), *self.repeated])

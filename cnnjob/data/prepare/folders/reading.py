@@ -33,6 +33,7 @@ _MAX_KEPT_BYTES = 128 << 20
 """Maximum total size of the pixels that the survey keeps in memory, in bytes."""
 _SURVEY_TASK, _DECODE_TASK = 128, 16
 """Number of files per task, in the survey and in the second pass."""
+_CHANGED = "changed while the folder was being read"
 _MAX_LISTED = 1000
 """Maximum number of unusable files that an error lists."""
 _FILES_PER_PROCESS = 32
@@ -269,7 +270,9 @@ def chunks(
             f"(found {plural(len(added_or_removed), 'such file')}). Leave the folder unchanged and prepare it again"
         )
     if faults:
-        refuse_unusable(found.faults | faults, options)
+        # A file that has changed is not damaged.
+        has_changed = any(_CHANGED in fault for fault in faults.values())
+        refuse_unusable(found.faults | faults, options, can_skip=not has_changed)
 
 
 def _fitted(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int], options: FolderOptions) -> _Read | str:
@@ -309,8 +312,6 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
         # Adding a hard link or changing the mode also changes the stamp, so compare the digests.
         digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
         if digest != image.digest:
-            raise DataError(
-                f"{path}: changed while the folder was being read. Leave the folder unchanged and prepare it again"
-            )
+            raise DataError(f"{path}: {_CHANGED}. Leave the folder unchanged and prepare it again")
     picture = read_picture(path, shape, fit=options.fit, background=options.background, content=content)
     return picture.pixels, tuple(picture.remarks())
