@@ -346,3 +346,16 @@ def test_arrays_are_padded_with_the_background(tmp_path: Path) -> None:
         "folder", tmp_path / "out.h5", source=tmp_path / "a.npz", size=(8, 8), fit="pad", background=black
     ).dataset
     assert dataset.load("train")[0][0, 0, :, 0].tolist() == [0, 0, 9, 9, 9, 9, 0, 0]
+
+
+def test_a_damaged_header_of_an_array_is_a_data_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "x_train.npy", TRAIN)
+    with (tmp_path / "y").open("wb") as file:
+        np.save(file, TRAIN_LABELS)
+    content = (tmp_path / "x_train.npy").read_bytes()
+    at = content.index(b")")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x_train.npy", content[:at] + b"(" + content[at + 1 :])
+        archive.writestr("y_train.npy", (tmp_path / "y").read_bytes())
+    with pytest.raises(DataError, match=r"b\.npz: x_train\.npy: not readable as an array"):
+        prepared(tmp_path / "b.npz")

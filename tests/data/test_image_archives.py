@@ -236,3 +236,11 @@ def test_links_in_a_tar_are_refused_by_name(tmp_path: Path, link: str) -> None:
         archive.add(tmp_path / "root", "root")
     with pytest.raises(DataError, match=r"root/a/\w+\.png: links in archives are not followed"):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos.tar", test_fraction=0.3)
+
+
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {"x": b"", "train/a/1.png": b"x"})
+    content = path.read_bytes().replace(b"\x01\0\0\0x", b"\0\0\0\0x")  # zipfile does not write an empty name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.zip: "):
+        prepared(path)

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shlex
+import unicodedata
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -457,7 +458,7 @@ def test_small_jpegs_are_scaled_as_large_ones_and_as_predict_scales_them(tmp_pat
         np.testing.assert_array_equal(image, read_picture(path, (16, 16, 3)).pixels)
 
 
-@pytest.mark.parametrize("header", ["filename,y,species", "path,label,label", "path,class,category"])
+@pytest.mark.parametrize("header", ["filename,target,species", "path,label,label", "path,class,category"])
 def test_two_columns_of_labels_are_refused(tmp_path: Path, header: str) -> None:
     root = draw(tmp_path / "root", "1.png", "2.png")
     (tmp_path / "labels.csv").write_text(f"{header}\n1.png,5,cat\n2.png,6,dog\n")
@@ -614,3 +615,39 @@ def test_a_table_with_other_capitals_is_explained(tmp_path: Path) -> None:
         DataError, match=r"0000\.PNG on line 2: no such file \(but 0000\.png, which differs in upper and"
     ):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "photos", labels=tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,label\na.png,hawk, red-tailed\n", r"labels\.csv:2: more cells than columns .*in quotation marks$"),
+        ("filename,x,y\na.png,3,4\n", "no label column"),
+    ],
+)
+def test_tables_that_could_be_misread_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text(table)
+    root = draw(tmp_path / "root", "a.png", "b.png")
+    refused(root, message, labels=tmp_path / "labels.csv", test_fraction=0.5)
+
+
+def test_names_in_a_table_are_the_same_in_both_forms_of_unicode(tmp_path: Path) -> None:
+    names = ("é1.png", "é2.png", "a3.png", "a4.png")
+    root = draw(tmp_path / "root", *names)
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    rows = [f"{unicodedata.normalize('NFD', names[0])},{composed}", f"{names[1]},{decomposed}", "a3.png,x", "a4.png,x"]
+    (tmp_path / "labels.csv").write_text("\n".join(['path, "label"', *rows]))
+    dataset = prepared(root, labels=tmp_path / "labels.csv", test_fraction=0.5).dataset
+    assert dataset.class_names == (composed, "x")
+    assert dataset.counts("train") == (1, 1)
+
+
+@pytest.mark.parametrize("names", [("bullet_train", "medieval"), ("bullet_train", "Testudo_graeca", "latest")])
+def test_class_names_may_contain_the_letters_of_a_split(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = draw(tmp_path / "root", *(f"{name}/{number}.png" for name in names for number in range(2)))
+    assert prepared(root, test_fraction=0.5).dataset.class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("splits", [("1_train", "2_val", "3_test"), ("traindata", "valdata", "TESTDATA")])
+def test_numbered_and_compound_names_of_splits_are_recognised(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{label}/1.png" for split in splits for label in "ab"))
+    assert prepared(root).dataset.splits == ("train", "val", "test")

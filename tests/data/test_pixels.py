@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cnnjob.data.images import FITS, Fit, header, read_picture
+from cnnjob.errors import DataError
 from tests.helpers.image_sources import crc, encoded, random_bytes
 
 COLOUR_TYPES = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -220,3 +221,37 @@ def test_a_dark_bmp_of_five_and_six_bits_is_not_one_of_16_bits() -> None:
     picture = read_picture("dark.bmp", None, content=start + header + masks + values.tobytes())
     assert (picture.header.bits, picture.is_dim) == (8, False)
     assert picture.pixels[..., 2].ravel().tolist() == [value * 255 // 31 for value in range(4)]
+
+
+def tiff(values: np.ndarray, *, planar: int, photometric: int, order: str) -> bytes:
+    """An uncompressed 16-bit TIFF of values (H, W, C), with its planes apart or together."""
+    height, width, channels = values.shape
+    planes = values.transpose(2, 0, 1) if planar == 2 else values
+    data = planes.astype(f"{order}u2").tobytes()
+    count = channels if planar == 2 else 1
+    size = len(data) // count
+    bits, offsets, sizes = [16] * channels, [8 + row * size for row in range(count)], [size] * count
+    tags = [(256, [width]), (257, [height]), (258, bits), (259, [1]), (262, [photometric]), (273, offsets)]
+    tags += [(277, [channels]), (278, [height]), (279, sizes), (284, [planar])]
+    more, entries, start = b"", b"", 8 + len(data)
+    for tag, numbers in tags:
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            more, packed = more + packed, struct.pack(f"{order}I", start + len(more))
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + packed
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start + len(more))
+    return head + data + more + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_files_that_pillow_misreads_are_refused(order: str) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 16, (6, 5, 3))
+    together = read_picture("a.tif", None, content=tiff(values, planar=1, photometric=2, order=order))
+    np.testing.assert_array_equal(together.pixels, values >> 8)
+    with pytest.raises(DataError, match="separate planes"):
+        read_picture("a.tif", None, content=tiff(values, planar=2, photometric=2, order=order))
+    grey = values[..., :1]
+    black = read_picture("a.tif", None, content=tiff(grey, planar=1, photometric=1, order=order))
+    np.testing.assert_array_equal(black.pixels, grey >> 8)
+    with pytest.raises(DataError, match=r"count from white to black|unsupported pixel format"):
+        read_picture("a.tif", None, content=tiff(grey, planar=1, photometric=0, order=order))

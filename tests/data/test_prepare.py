@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -189,7 +189,9 @@ def test_a_file_that_is_no_dataset_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_name_without_the_suffix_of_a_dataset_is_refused(tmp_path: Path, *, force: bool) -> None:
     (tmp_path / "thesis.pdf").write_bytes(b"%PDF-1.7")
     for name in ("thesis.pdf", "photos"):
-        with pytest.raises(JobError, match=rf"{name}: the name of a prepared file must end in \.h5 \(found '{name}'\)"):
+        with pytest.raises(
+            JobError, match=rf"{name}: the name of a prepared file must end in \.h5 .*\(found '{name}'\)"
+        ):
             pack_mnist(write_mnist(tmp_path / "source"), tmp_path / name, force=force)
     assert (tmp_path / "thesis.pdf").read_bytes() == b"%PDF-1.7"
 
@@ -345,3 +347,33 @@ def test_the_catalogue_is_complete() -> None:
         assert len(set(entry.class_names)) in {10, 100}
         assert all(len(file.md5) == 32 and len(file.sha256) == 64 for file in entry.files)
         assert len(entry.mirrors) == (3 if entry.files else 0)
+
+
+@pytest.mark.parametrize("length", [1, 100, 2000])
+def test_a_damaged_file_of_another_program_is_not_replaced(tmp_path: Path, length: int) -> None:
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file["weights"] = np.zeros(1000)
+    content = (tmp_path / "weights.h5").read_bytes()[:-length]
+    (tmp_path / "weights.h5").write_bytes(content)
+    with pytest.raises(JobError, match=r"weights\.h5: already exists but is not a cnnjob dataset"):
+        pack_mnist(write_mnist(tmp_path / "source"), tmp_path / "weights.h5")
+    assert (tmp_path / "weights.h5").read_bytes() == content
+
+
+def test_a_file_that_appears_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    """Another process writes it while the pixels are read."""
+    from cnnjob.data.prepare import output_path
+    from cnnjob.data.prepare.writer import DatasetContents, write
+
+    out = tmp_path / "toy.h5"
+    before = output_path.identity(out)
+
+    def chunks() -> Iterator[Chunk]:
+        out.write_text("theirs")
+        for split in ("train", "test"):
+            yield Chunk("toy", split, 0, np.zeros((2, 4, 4, 1), np.uint8), np.arange(2), 2)
+
+    contents = DatasetContents(("a", "b"), {"toy": "0" * 64}, chunks())
+    with pytest.raises(JobError, match=r"toy\.h5: created or changed by another process in the meantime"):
+        write(out, "toy", contents, {}, fence=lambda: output_path.require_same(out, before))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]

@@ -11,6 +11,7 @@ import re
 import shlex
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from cnnjob.data.prepare.recognise import read_source
 from cnnjob.data.prepare.unchanged import Remembered
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import DataError, JobError, closest_name, plural
+from cnnjob.files import no_fence
 
 __all__ = ["KNOWN", "Entry", "Prepared", "prepare"]
 
@@ -116,7 +118,7 @@ def prepare(
     if source is not None:
         output_path.require_not_source(out, Path(source))
     output_path.require_writable(out)
-    found = output_path.identity(out)
+    fence = no_fence if force else partial(output_path.require_same, out, output_path.identity(out))
     published = request.published()
     # With published checksums, an existing file can be recognised without downloading or hashing the sources.
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
@@ -143,13 +145,7 @@ def prepare(
         existed = dataset is not None
         if dataset is None:
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
-            write(
-                out,
-                title,
-                counted(contents, title) if progress else contents,
-                stored,
-                fence=lambda: None if force else output_path.require_same(out, found),
-            )
+            write(out, title, counted(contents, title) if progress else contents, stored, fence=fence)
     dataset = dataset or Dataset.open(out)
     description, warnings = "", tuple[str, ...]()
     if contents:
