@@ -47,7 +47,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
         DataError: a column is missing, or a row has no image or the same image as another row; the message lists such
             rows.
     """
-    rows = list(_parse_table(content, where))
+    rows, column = _parse_table(content, where)
     if not rows:
         raise DataError(f"{where}: no labels (found only a header). Add a row for each image")
     named = _named_files(rows, where, files, root)
@@ -68,7 +68,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     used = set(named)
     return FolderLayout(
         f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
-        f" in {where}",
+        f" in column {column} of {where}",
         tuple(names),
         {split: splits[split] for split in SPLITS if split in splits},
         (),
@@ -76,8 +76,12 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     )
 
 
-def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
-    """Yield the rows of the table; raise a DataError for a row without a path or a label."""
+def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
+    """Return the rows of the table and the header of its label column.
+
+    Raises:
+        DataError: the table is not valid, or a row has no path or no label.
+    """
     if content.startswith(GIT_LFS_POINTER):
         raise DataError(f"{where}: {A_GIT_LFS_POINTER}")
     try:
@@ -89,6 +93,7 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows: list[_Row] = []
     try:
         header = next(reader, [])
         columns = _columns(header, where)
@@ -105,9 +110,10 @@ def _parse_table(content: bytes, where: str) -> Iterator[_Row]:
                 missing = next(kind for kind, value in values.items() if not value)
                 raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
             label = unicodedata.normalize("NFC", values["label"])  # macOS writes NFD
-            yield _Row(reader.line_num, values["path"], label, values.get("split", ""))
+            rows.append(_Row(reader.line_num, values["path"], label, values.get("split", "")))
     except csv.Error as error:
         raise DataError(f"{where}:{reader.line_num}: not a valid table row ({error}). Correct the row") from error
+    return rows, header[columns["label"]].strip()
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
