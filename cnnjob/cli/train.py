@@ -193,7 +193,8 @@ def evaluate(
     for remark in evaluation.remarks:
         typer.echo(f"cnnjob: warning: {remark}", err=True)
     if as_json:
-        print_json({"path": str(evaluation.path), **evaluation.content()})
+        confusion = evaluation.counts.tolist()
+        print_json({"path": str(evaluation.path), **evaluation.content(), "confusion": confusion})
         return
     columns = zip(*metrics.per_class(evaluation.counts), strict=True)
     rows = [

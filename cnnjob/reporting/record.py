@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnjob.errors import CnnjobError, DataError, printable
 from cnnjob.files import short_digest
-from cnnjob.jobs import older
+from cnnjob.jobs import json_files, older
 from cnnjob.jobs.dotted_keys import KINDS
 from cnnjob.jobs.job import FORMAT
 from cnnjob.reporting import crosscheck, plots
@@ -23,6 +23,7 @@ from cnnjob.runs import metrics
 from cnnjob.runs.attempts import Attempt, read_attempts
 from cnnjob.runs.logs import last_lines, shorten_lines
 from cnnjob.runs.run import UNRECORDED, Run, manifest_format
+from cnnjob.runs.schemas import EvaluationRecord
 from cnnjob.runs.summary import RunSummary, read_summary
 
 COLUMNS = (
@@ -101,6 +102,8 @@ class Record:
     log_tail: str = ""
     mistakes: list[Mistake] = field(default_factory=list)
     """Misclassified test images, most confident first."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics on other datasets, each as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
 
     @property
     def folder(self) -> str:
@@ -138,7 +141,10 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
         if not all(vital):
             record.row["state"] = "damaged"
         # _mark_restarts needs the history and the attempts.
-        steps = (_read_environment, _read_history, _read_attempts, _mark_restarts, _read_predictions)
+        steps = (
+            *(_read_environment, _read_history, _read_attempts, _mark_restarts, _read_predictions),
+            _read_evaluations,
+        )
         for step in (*steps, _read_filters) if pictures else steps:
             _try_step(step, summary, record)
         if not pictures:
@@ -334,6 +340,14 @@ def _check_result(summary: RunSummary, record: Record) -> None:
     if record.curve and not summary.is_older:
         checks += crosscheck.check_epochs(record.curve.history, summary.run.job())
     _remark(record, checks)
+
+
+def _read_evaluations(summary: RunSummary, record: Record) -> None:
+    for path in sorted(summary.run.evaluations_folder.glob("*.json")):
+        evaluation = json_files.read_checked(path, EvaluationRecord)
+        evaluation["dataset"]["name"] = printable(evaluation["dataset"]["name"])
+        evaluation["split"] = printable(evaluation["split"])
+        record.evaluations.append(evaluation)
 
 
 def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:

@@ -121,6 +121,25 @@ class ResultRecord(Fields):
     bits_may_differ_from_step: Count | None = None
 
 
+class EvaluatedDataset(Fields):
+    """The dataset of an evaluation."""
+
+    name: str
+    path: str
+    digest: Sha256
+
+
+class EvaluationRecord(Fields):
+    """``evaluations/DATASET-SPLIT-<digest8>.json``: a finished run's metrics on another dataset."""
+
+    dataset: EvaluatedDataset
+    split: str
+    images: Count
+    accuracy: Share
+    loss: float
+    f1_macro: Share
+
+
 class SubmissionRecord(Fields):
     """``slurm/job.json``: the newest SLURM submission."""
 

@@ -172,7 +172,7 @@ class Evaluation:
     """Remarks for the user on how the classes of the dataset and of the network were matched."""
 
     def content(self) -> dict[str, Any]:
-        """Return the content of the JSON file."""
+        """Return the content of the JSON file, as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
         accuracy, loss, precision, recall, f1 = self.overall
         per_class = metrics.per_class(self.counts)._asdict()
         rows = zip(*(values.tolist() for values in per_class.values()), strict=True)
@@ -190,7 +190,6 @@ class Evaluation:
                 {"class": name, **dict(zip(per_class, row, strict=True))}
                 for name, row in zip(self.class_names, rows, strict=True)
             ],
-            "confusion": self.counts.tolist(),
             "remarks": list(self.remarks),
         }
 
