@@ -10,7 +10,6 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import gigabytes, print_json, print_table
-from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import plural
 
 
@@ -18,13 +17,15 @@ def clean(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", autocompletion=completion.runs, help="Runs to remove, even if they are finished."
+            metavar="RUN",
+            autocompletion=completion.runs,
+            help="Folders or names of runs to remove, even if they are finished.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON; remove only with --yes.")] = False,
     data: opt.DATA = DATA_FOLDER,
-    runs: opt.RUNS = RUNS_FOLDER,
+    runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:
     """List and remove files that no run needs any more.
 
@@ -35,9 +36,11 @@ def clean(
     Example: cnnjob clean runs/mnist-1a2b3c4d --yes
     """
     from cnnjob.runs.run import Run
+    from cnnjob.runs.summary import resolve_run
     from cnnjob.slurm import cleanup
 
-    items = cleanup.removable_runs([Run(path) for path in named]) if named else cleanup.leftovers(runs, data)
+    chosen = [Run(resolve_run(path, runs)) for path in named or ()]
+    items = cleanup.removable_runs(chosen) if chosen else cleanup.leftovers(runs, data)
     total = f"{plural(len(items), 'item')}, {gigabytes(sum(item.size for item in items))}"
     if as_json:
         print_json([{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in items])

@@ -50,10 +50,13 @@ def shown(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Return the matching run folders in the folder typed so far, or in ``runs/``."""
-    folder = Path(incomplete[: incomplete.rindex("/") + 1]) if "/" in incomplete else Path("runs")
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return _matching(incomplete, sorted(str(path) for path in paths if path.is_dir() and path.name[0] != "."))
+    """Return the matching run folders in the folder typed so far; without a slash, matching names in ``runs/``."""
+    is_path = "/" in incomplete
+    folder = Path(incomplete[: incomplete.rindex("/") + 1]) if is_path else Path("runs")
+    paths = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."] if folder.is_dir() else []
+    if is_path or not paths:
+        return _matching(incomplete, sorted(map(str, paths)))
+    return _matching(incomplete, [*sorted(path.name for path in paths), "latest"])
 
 
 def images(incomplete: str) -> list[str]:

@@ -253,7 +253,7 @@ def show(
         typer.Argument(
             metavar="WHAT",
             autocompletion=completion.shown,
-            help="A dataset file, a job name, a job file or a run folder.",
+            help="A dataset file, a job name, a job file, or the folder or name of a run.",
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
@@ -277,7 +277,7 @@ def show(
         from cnnjob.runs.run import Run
         from cnnjob.training.default_job import load_job
 
-        run = Run(Path(what))
+        run = Run(_run_to_show(what, data))
         is_run = run.job_file.exists()
         if is_run and overrides:
             raise JobError(f"{what}: the job of a run cannot be changed. Omit --set")
@@ -287,6 +287,19 @@ def show(
             print_notes(run)
         else:
             show_job(load_job(what, overrides or (), data), data)
+
+
+def _run_to_show(what: str, data: Path) -> Path:
+    """Return the run folder that an argument names; the argument itself if it names a job, which comes first."""
+    from cnnjob.jobs.job import list_jobs
+    from cnnjob.runs.summary import resolve_run
+
+    if what in list_jobs() or "." in what or "/" in what or (data / f"{what}.h5").exists():
+        return Path(what)
+    try:
+        return resolve_run(Path(what), opt.RUNS_FOLDER)
+    except DataError:
+        return Path(what)
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:

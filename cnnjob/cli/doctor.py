@@ -6,7 +6,6 @@ import typer
 
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import console, print_json
-from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ INDENT, NARROWEST, LONGEST = 24, 20, 10_000
 
 
 def doctor(
-    runs: opt.RUNS = RUNS_FOLDER,
+    runs: opt.RUNS = opt.RUNS_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     write_profile: Annotated[
         str | None, typer.Option(metavar="NAME", help="Write a profile of this cluster to slurm/NAME.toml.")

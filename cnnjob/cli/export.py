@@ -5,15 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_notes
 
 
 def export(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
-    ],
+    run: opt.RUN,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="File to write; ./RUN.onnx by default.")
     ] = None,

@@ -11,14 +11,44 @@ Text = str | None
 Number = int | None
 Words = list[str] | None
 
+RUNS_FOLDER = Path("runs")
+
 JOB = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="Job name or job file.")]
+
+
+def named_run(given: Path | None) -> Path | None:
+    """Return the folder of the run that an argument names."""
+    from cnnjob.runs.summary import resolve_run
+
+    return given and resolve_run(given, RUNS_FOLDER)
+
+
+def named_runs(given: list[Path] | None) -> list[Path] | None:
+    """Return the folders of the runs that an argument names."""
+    from cnnjob.runs.summary import resolve_run
+
+    return given and [resolve_run(path, RUNS_FOLDER) for path in given]
+
+
+# readable=False: the commands' own message about an unreadable folder also explains what to do
+RUN = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        autocompletion=completion.runs,
+        callback=named_run,
+        help="Folder, name or beginning of the name of a run, or latest.",
+        readable=False,
+    ),
+]
 RUN_PATHS = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="RUNS",
         autocompletion=completion.runs,
-        help="Run folders, or folders of runs; runs/ by default.",
-        readable=False,  # the command's own message about an unreadable folder also explains what to do
+        callback=named_runs,
+        help="Folders or names of runs, latest, or folders of runs; runs/ by default.",
+        readable=False,
     ),
 ]
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import DataError, plural
@@ -16,12 +15,7 @@ SPARE = ("epochs", "group", "reason", "seed", "state")
 
 
 def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs.", readable=False
-        ),
-    ],
+    runs: opt.RUN_PATHS = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
     as_json: opt.JSON = False,
 ) -> None:
@@ -30,15 +24,13 @@ def report(
     Open report/index.html in a browser; no network is needed. With more than 50 runs, only runs whose own folder is
     passed get their own figures.
 
-    Example: cnnjob report runs/
+    Example: cnnjob report
     """
     from cnnjob.reporting.report import report as write_report
     from cnnjob.reporting.tables import GROUP_HEADER, group_cells
     from cnnjob.runs.run import Run
 
-    for path in runs:
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder. Specify run folders, or a folder that contains them")
+    runs = runs or [opt.RUNS_FOLDER]
     # A run passed by its own path always gets figures; runs found in a folder get them only up to a limit.
     named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)

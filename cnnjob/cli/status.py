@@ -11,7 +11,6 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import build_table, console, fit_columns, print_json, print_table, warn_of_clocks
-from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import JobError, format_seconds, plural, printable
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def status(
         print_table(HEADER, [_row(status) for status in answer.statuses], spare=SPARE)
         typer.echo(_count_states(answer))
     else:
-        typer.echo(f"{RUNS_FOLDER}/: no runs yet. To start one:\n  cnnjob submit JOB")
+        typer.echo(f"{opt.RUNS_FOLDER}/: no runs yet. To start one:\n  cnnjob submit JOB")
 
 
 def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
@@ -72,7 +71,7 @@ def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
     for path in paths or []:
         if not find_runs(path):
             raise JobError(f"{path}: neither a run nor a folder of runs. Specify run folders, or a folder of them")
-    return find_runs(*(paths or [RUNS_FOLDER]))
+    return find_runs(*(paths or [opt.RUNS_FOLDER]))
 
 
 def _query(runs: "Sequence[Run]", *, thorough: bool = False) -> "Answer":
@@ -179,9 +178,7 @@ def next_pause(pause: float, *, changed: bool) -> float:
 
 
 def logs(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="A run folder.", readable=False)
-    ],
+    run: opt.RUN,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing new lines, across restarts, until the run ends.")
     ] = False,
@@ -254,7 +251,11 @@ def cancel(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUNS", autocompletion=completion.runs, help="Run folders, or folders of runs.", readable=False
+            metavar="RUNS",
+            autocompletion=completion.runs,
+            callback=opt.named_runs,
+            help="Folders or names of runs, latest, or folders of runs.",
+            readable=False,
         ),
     ],
 ) -> None:

@@ -10,7 +10,6 @@ from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted, memory_line
 from cnnjob.cli.screen import warn_of_clocks
-from cnnjob.cli.train import RUNS_FOLDER
 from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError, plural
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def submit(
     ] = False,
     rehearsal: REHEARSAL = True,
     data: opt.DATA = DATA_FOLDER,
-    runs: opt.RUNS = RUNS_FOLDER,
+    runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:
     """Submit jobs to SLURM; stopped runs are resumed.
 

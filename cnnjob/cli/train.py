@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 80
 """Maximum width of a table of predictions, in characters."""
-RUNS_FOLDER = Path("runs")
 
 
 def train(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
     data: opt.DATA = DATA_FOLDER,
-    runs: opt.RUNS = RUNS_FOLDER,
+    runs: opt.RUNS = opt.RUNS_FOLDER,
     stage: opt.STAGE = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="First print what 'show JOB' prints.")] = False,
@@ -73,12 +72,7 @@ def train(
 
 
 def predict(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN", autocompletion=completion.runs, help="Folder of a run; it may still be in training."
-        ),
-    ],
+    run: opt.RUN,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -160,9 +154,7 @@ def _prediction_table(predictions: "Sequence[Prediction]") -> tuple[list[str], l
 
 
 def evaluate(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", autocompletion=completion.runs, help="Folder of a finished run.")
-    ],
+    run: opt.RUN,
     dataset: Annotated[
         str,
         typer.Option(
@@ -225,7 +217,7 @@ def demo() -> None:
     typer.echo("$ cnnjob train digits")
     train("digits")
     typer.echo("$ cnnjob report runs/")
-    report([RUNS_FOLDER])
+    report([opt.RUNS_FOLDER])
     pictures = sorted(Path("report").rglob("*.png"))
     typer.echo("figures:\n" + "\n".join(f"  {path}" for path in pictures))
     typer.echo("Open report/index.html in a browser. To list other datasets and jobs:\n  cnnjob show")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnjob import files
-from cnnjob.errors import CnnjobError, DataError
+from cnnjob.errors import CnnjobError, DataError, JobError, closest_name, plural
 from cnnjob.jobs import json_files
 from cnnjob.jobs.job import FORMAT
 from cnnjob.runs import clock, schemas
@@ -21,6 +21,10 @@ from cnnjob.runs.process import ahead_seconds, heartbeat_age_seconds, may_be_sam
 from cnnjob.runs.restart_log import SlurmRecords, read_slurm_records
 from cnnjob.runs.run import UNRECORDED, Run, looks_like_a_run, manifest_format, version_notes
 
+LATEST = "latest"
+"""Name that stands for the run with the most recent attempt."""
+_LISTED_NAMES = 5
+"""Maximum number of names that a message about an ambiguous name lists."""
 SPLITS = ("validation", "test", "train")
 """Splits whose loss and accuracy can be shown; the first one that the history contains is used."""
 _TAIL_BYTES = 4096
@@ -204,6 +208,53 @@ class RunSummary:
 def find_runs(*paths: Path) -> list[Run]:
     """Return the runs at the given paths or directly inside them, sorted by name; other folders are skipped."""
     return [run for run in Run.all(*paths) if looks_like_a_run(run.path)]
+
+
+def resolve_run(given: Path, root: Path) -> Path:
+    """Return the folder that the user means by a path, a run's name, the beginning of its name, or ``latest``.
+
+    Args:
+        given: what the user typed; an existing path is returned unchanged, and anything with a slash is a path.
+        root: the folder of runs in which names are looked up. ``latest`` is the run with the most recent attempt.
+
+    Raises:
+        DataError: there is no such run; the message suggests a similar name.
+        JobError: several names begin like this.
+    """
+    if os.path.lexists(given):
+        return given
+    is_name = len(given.parts) == 1
+    folder = root if is_name else given.parent
+    names = [run.name for run in find_runs(folder)]
+    if not is_name:
+        matches = list[str]()
+    elif given.name == LATEST:
+        started = {name: start for name in names if (start := _last_start(Run(root / name)))}
+        matches = [max(started, key=started.__getitem__)] if started else []
+    else:
+        matches = [name for name in names if name == given.name] or [
+            name for name in names if name.startswith(given.name)
+        ]
+    if len(matches) == 1:
+        return root / matches[0]
+    if matches:
+        found = f"{plural(len(matches), 'run')} in {root}/: {', '.join(matches[:_LISTED_NAMES])}"
+        more = ", …" if len(matches) > _LISTED_NAMES else ""
+        raise JobError(f"{given}: not a unique name (found {found}{more}). Type more of the name")
+    close = closest_name(given.name, names)
+    suggestion = f" Did you mean {close if is_name else folder / close}?" if close else ""
+    raise DataError(
+        f"{given}: no such run.{suggestion} Pass a run folder, or the name of a run in {root}/ or its beginning. "
+        "To list the runs:\n  cnnjob status"
+    )
+
+
+def _last_start(run: Run) -> datetime | None:
+    """Return when the run's last attempt started; None if there is none or its record is damaged."""
+    with suppress(*_UNREADABLE):
+        record = json_files.read_checked(run.attempt_files()[-1], schemas.AttemptRecord)
+        return datetime.fromisoformat(record["started"])
+    return None
 
 
 def read_summary(run: Run) -> RunSummary:

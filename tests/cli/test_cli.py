@@ -277,7 +277,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),
         (["prepare", "mnist", "--source", "gone"], 3, "gone"),
         (["show", "gone.h5"], 3, "gone.h5: no such dataset"),
-        (["report", "gone"], 3, "gone: no such file or folder"),
+        (["report", "gone"], 3, "gone: no such run"),
         (["report", "data"], 3, "no runs"),
         (["predict", "gone", "x.png"], 3, "gone: no such run"),
         (

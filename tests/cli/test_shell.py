@@ -136,7 +136,7 @@ main()
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.usefixtures("here")
 def test_tab_offers_what_is_there(shell: str) -> None:
-    runs = sorted(str(path) for path in Path("runs").glob("tiny-*"))
+    runs = [*sorted(path.name for path in Path("runs").glob("tiny-*")), "latest"]
     assert offered("cnnjob tr", shell) == ["train"]
     assert offered("cnnjob train mi", shell) == ["mine"]
     assert offered("cnnjob status ", shell) == runs
@@ -154,6 +154,8 @@ def test_what_tab_offers_where() -> None:
         "cnnjob submit mnist-b": ["mnist-baseline"],
         "cnnjob show data/": ["data/mnist.h5"],
         "cnnjob report other/": [other],
+        "cnnjob logs lat": ["latest"],
+        "cnnjob export runs/tiny-": sorted(map(str, Path("runs").glob("tiny-*"))),
         "cnnjob train mine --ru": ["--runs"],
         "cnnjob train nothing": [],
         "cnnjob train digits --set train.le": ["train.learning_rate"],

@@ -20,7 +20,7 @@ from cnnjob.reporting import record as records
 from cnnjob.runs.logs import last_lines, newest_log
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, queue_row, set_answers
-from tests.helpers.run_folders import change_json, pending_run, running_run, stopped_run
+from tests.helpers.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
 from tests.helpers.slurm_runs import failed_run, lost_in_job, status_of, with_decision, with_job, with_log
 
 pytestmark = pytest.mark.usefixtures("idle_slurm")
@@ -74,11 +74,54 @@ def test_no_runs_yet_is_no_mistake() -> None:
 @pytest.mark.parametrize("command", ["status", "logs", "cancel"])
 def test_what_is_no_run_is_a_usage_error(command: str) -> None:
     Path("empty").mkdir()
-    for path in ("empty", "nowhere"):
-        found = cnnjob(command, path)
-        assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
-        assert f"{path}: neither a run nor a folder of runs" in found.stderr
+    found = cnnjob(command, "empty")
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert "empty: neither a run nor a folder of runs" in found.stderr
     assert "Example: cnnjob" in cnnjob(command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"], ["logs"], ["cancel"], ["report"], ["clean"], ["export"], ["predict", "test:0"],
+        ["evaluate", "--on", "toy"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_missing_run_has_one_exit_code_and_a_suggestion(command: list[str]) -> None:
+    name = finished_run(Path("runs")).name
+    words = [command[0], f"x{name}", *command[1:]]
+    said = cnnjob(*words)
+    assert (said.exit_code, said.stderr.split(".")[0]) == (3, f"cnnjob: x{name}: no such run")
+    assert f" Did you mean {name}? " in said.stderr
+    words[1] = f"runs/x{name}"
+    assert f" Did you mean runs/{name}? " in cnnjob(*words).stderr
+
+
+def test_runs_are_named_by_folder_name_beginning_or_latest() -> None:
+    first, second = (stopped_run(Path("runs"), name=name) for name in ("first", "second"))
+    pending_run(Path("runs"), name="pending")
+    for given in (str(first.path), first.name, "fir"):
+        assert f"cnnjob: {first.path}: the log is still empty" in cnnjob("logs", given).stderr, given
+    twin = stopped_run(Path("runs"), name="first", seed=1)
+    both = cnnjob("cancel", "first")
+    assert (both.exit_code, "first: not a unique name (found 2 runs in runs/: " in both.stderr) == (2, True)
+    assert {first.name, twin.name} <= set(re.findall(r"first-\w+", both.stderr))
+    assert cnnjob("show", "second").stdout == cnnjob("show", str(second.path)).stdout
+    assert cnnjob("clean", "second", "--yes").exit_code == 0
+    assert not second.path.exists()
+
+
+def test_latest_is_the_run_with_the_most_recent_attempt_unless_a_folder_has_this_name() -> None:
+    pending_run(Path("runs"))
+    assert cnnjob("logs", "latest").exit_code == 3
+    for name in ("b", "c", "a"):
+        newest = stopped_run(Path("runs"), name=name)
+        day = {"b": 1, "c": 9, "a": 5}[name]
+        change_json(newest.attempt_files()[-1], started=f"2026-01-0{day}T00:00:00+00:00")
+    assert "runs/c-" in cnnjob("logs", "latest").stderr
+    stopped_run(Path(), name="own").path.rename("latest")
+    assert "cnnjob: latest: the log is still empty" in cnnjob("logs", "latest").stderr
 
 
 def test_folders_that_are_no_runs_are_left_out() -> None:
