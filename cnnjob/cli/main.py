@@ -14,8 +14,8 @@ import typer
 from typer.completion import completion_init, install_callback, show_callback  # type: ignore[attr-defined]
 
 from cnnjob import __version__
-from cnnjob.cli.screen import printable_streams
-from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, note_names
+from cnnjob.cli.screen import print_error, printable_streams
+from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, JobError, note_names
 
 COMMANDS = {
     "prepare": ("data", "Prepare a dataset as one HDF5 file."),
@@ -37,6 +37,23 @@ COMMANDS = {
     "demo": ("train", "Prepare a small dataset, train on it and write a report."),
 }
 """All commands in the order of the help, each with its function's module and the first line of its docstring."""
+
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+_ONE_PROCESS = "A run is always one process on one node"
+UNSUPPORTED_OPTIONS = {
+    "--lr": "To set this key of the job file, pass\n  --set train.learning_rate=VALUE",
+    "--learning-rate": "To set this key of the job file, pass\n  --set train.learning_rate=VALUE",
+    "--epochs": "To set this key of the job file, pass\n  --set train.epochs=VALUE",
+    "--batch-size": "To set this key of the job file, pass\n  --set train.batch_size=VALUE",
+    "-n": f"{_ONE_PROCESS}; omit it",
+    "--ntasks": f"{_ONE_PROCESS}; omit it",
+    "-N": f"{_ONE_PROCESS}; omit it",
+    "--nodes": f"{_ONE_PROCESS}; omit it",
+    "-o": "The output is written to the run's folder; to read it, use cnnjob logs",
+    "--output": "The output is written to the run's folder; to read it, use cnnjob logs",
+}
+"""Options of sbatch and of other training programs that users try, each with what to do instead."""
 
 
 class _Light:
@@ -84,10 +101,15 @@ class Listed(typer.core.TyperCommand):
         for word in args:
             note_names(word)
         name = str(self.name)
+        if name in {"train", "submit", "verify-resume"} and not settings.get("resilient_parsing"):
+            for word in args:
+                option = word.split("=")[0] if word.startswith("--") else word[:2]
+                if option in UNSUPPORTED_OPTIONS:
+                    raise JobError(f"{name} {option}: no such option. {UNSUPPORTED_OPTIONS[option]}")
         function = getattr(import_module(f"cnnjob.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
         # typer builds commands only from functions registered with an app.
         app_of_one = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app_of_one.command(name, cls=Command)(function)
+        app_of_one.command(name, cls=Command, context_settings=HELP_OPTIONS)(function)
         return typer.main.get_command(app_of_one).make_context(info_name, args, parent, **settings)
 
 
@@ -109,18 +131,18 @@ class Commands(_Light, typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except CnnjobError as error:
-            typer.echo(f"cnnjob: {error}", err=True)
+            print_error(f"{error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
             raise  # the reader has closed the pipe; typer exits quietly
         except MemoryError as error:
-            typer.echo(f"cnnjob: {str(error) or 'out of memory'}. Free some memory and run the command again", err=True)
+            print_error(f"{str(error) or 'out of memory'}. Free some memory and run the command again")
             raise typer.Exit(1) from error
         except OSError as error:
-            typer.echo(f"cnnjob: {error}. Check the file, its permissions and the free disk space", err=True)
+            print_error(f"{error}. Check the file, its permissions and the free disk space")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            typer.echo(f"cnnjob: interrupted{f'; {error}' if error.args else ''}", err=True)
+            print_error(f"interrupted{f'; {error}' if error.args else ''}")
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -128,6 +150,7 @@ app = typer.Typer(
     name="cnnjob",
     cls=Commands,
     no_args_is_help=True,
+    context_settings=HELP_OPTIONS,
     add_completion=False,  # the options are defined below: typer's own would load pydantic
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

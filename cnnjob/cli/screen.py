@@ -88,6 +88,15 @@ def terminal(stream: TextIO) -> TextIO:
     return stream.stream if isinstance(stream, Printable) else stream
 
 
+def print_error(text: str) -> None:
+    """Print an error to stderr after ``cnnjob:``, which is red on a terminal unless ``NO_COLOR`` is set."""
+    stream = terminal(sys.stderr)
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    name = "cnnjob:" if is_plain or not stream.isatty() else "\x1b[31mcnnjob:\x1b[0m"
+    stream.write(f"{name} {printable_lines(text)}\n")  # Printable would escape the colour
+    stream.flush()
+
+
 def print_last(text: str) -> None:
     """Print the last line of a training command's output; a closed pipe does not change the exit code."""
     with suppress(OSError):

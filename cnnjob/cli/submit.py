@@ -73,7 +73,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all runs have ended.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Train on this machine, without SLURM.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show and rehearse the job without submitting anything.")
+        bool, typer.Option("--dry-run", help="Show and rehearse the job without submitting anything.")
     ] = False,
     rehearsal: REHEARSAL = True,
     data: opt.DATA = DATA_FOLDER,

@@ -74,6 +74,29 @@ def test_every_help_has_an_example_and_a_word_on_every_option(name: str) -> None
         assert param.help.endswith("."), f"{name}: {param.name}"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_h_is_help(name: str) -> None:
+    said, in_full = (CliRunner().invoke(app, [name, option]) for option in ("-h", "--help"))
+    assert (said.exit_code, said.stdout) == (0, in_full.stdout)
+    assert CliRunner().invoke(app, ["-h"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["train", "toy", "--lr", "0.1"], "--set train.learning_rate=VALUE"),
+        (["submit", "toy", "--epochs=3"], "--set train.epochs=VALUE"),
+        (["train", "toy", "--batch-size", "8"], "--set train.batch_size=VALUE"),
+        (["submit", "toy", "-n4"], "one process on one node"),
+        (["submit", "toy", "-N", "2"], "one process on one node"),
+        (["submit", "toy", "-o", "x"], "cnnjob logs"),
+    ],
+)
+def test_options_of_other_programs_are_answered(words: list[str], advice: str) -> None:
+    said = CliRunner().invoke(app, words)
+    assert (said.exit_code, said.stderr.startswith(f"cnnjob: {words[0]} -"), advice in said.stderr) == (2, True, True)
+
+
 # --- JSON in place of a table
 
 
@@ -214,7 +237,7 @@ def test_a_real_shell(tmp_path: Path, shell: str, script: str) -> None:
 # --- terminals
 
 
-def on_a_terminal(*words: str, columns: int = 80, **variables: str) -> str:
+def on_a_terminal(*words: str, columns: int = 80, exit_code: int = 0, **variables: str) -> str:
     """What a command writes to a terminal."""
     leader, follower = pty.openpty()
     known = environment(**{"TERM": "xterm-256color", "COLUMNS": str(columns), **variables})
@@ -229,7 +252,7 @@ def on_a_terminal(*words: str, columns: int = 80, **variables: str) -> str:
         except OSError:  # the terminal's other end is closed
             pass
     os.close(leader)
-    assert child.returncode == 0, shown
+    assert child.returncode == exit_code, shown
     return shown.decode()
 
 
@@ -238,6 +261,8 @@ def test_colour_only_where_it_is_wanted() -> None:
     assert "\x1b[32m" in on_a_terminal("doctor", PATH="/nowhere")
     assert "\x1b" not in on_a_terminal("doctor", PATH="/nowhere", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("status", "runs", PATH="/nowhere", TERM="dumb")
+    assert "\x1b[31mcnnjob:\x1b[0m gone: no such run" in on_a_terminal("logs", "gone", exit_code=3)
+    assert on_a_terminal("logs", "gone", exit_code=3, NO_COLOR="1").startswith("cnnjob: gone: no such run")
 
 
 @pytest.mark.usefixtures("here")

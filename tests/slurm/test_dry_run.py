@@ -42,7 +42,7 @@ def test_a_rehearsal_of_less_than_four_steps_ends() -> None:
 
 @pytest.mark.usefixtures("no_slurm")
 def test_no_rehearsal() -> None:
-    found = cnnjob("submit", "toy.toml", "-n", "--no-rehearsal")
+    found = cnnjob("submit", "toy.toml", "--dry-run", "--no-rehearsal")
     assert (found.exit_code, "\nrehearsal: " in found.stdout) == (0, False), found.output
 
 
