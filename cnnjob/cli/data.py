@@ -42,7 +42,7 @@ def prepare(
     source: Annotated[
         str | None, typer.Option(help="Folder, file or URL to read instead of the published source.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the source, if none is published.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that is not the published one.")] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="File to write; data/NAME.h5 by default.")
     ] = None,

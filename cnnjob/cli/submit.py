@@ -275,7 +275,7 @@ def _print_held(status: "Status") -> None:
 
     command = diagnose(status).command
     advice = f". To change that:\n  {command}" if command else ""
-    typer.echo(f"{status.summary.run.path}: job {status.job_id} does not start by itself; {status.detail}{advice}")
+    typer.echo(f"{status.summary.run.path}: job {status.job_id} will not start by itself; {status.detail}{advice}")
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:

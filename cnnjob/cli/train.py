@@ -86,7 +86,8 @@ def predict(
         Path | None, typer.Option(help="Folder of the run's dataset; by default, the folder used for training.")
     ] = None,
     invert: Annotated[
-        bool, typer.Option("--invert", help="Invert the pixels first, such as those of digits that are dark on light.")
+        bool,
+        typer.Option("--invert", help="Invert the pixels first, such as of dark digits on a light background."),
     ] = False,
     as_json: opt.JSON = False,
 ) -> None:

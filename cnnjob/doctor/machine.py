@@ -78,7 +78,7 @@ def _check_gpu() -> Finding:
     try:
         device = CudaDevice()
     except _GPU_ERRORS as error:
-        return Finding("GPU", "bad", f"cannot be used ({error})", "to see which processes use it: nvidia-smi")
+        return Finding("GPU", "bad", f"cannot be used ({error})", "to see which processes are using it: nvidia-smi")
     cuda = device.versions["cuda"]
     driver, free = f"{cuda // 1000}.{cuda % 1000 // 10}", f"{device.free_bytes / GIGABYTE:.1f} GB free"
     return Finding("GPU", "ok", f"{device.name}, {free}; CuPy {device.versions['cupy']}, driver for CUDA {driver}")

@@ -61,7 +61,9 @@ def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...]
     try:
         table: Any = toml.parse_toml(f"{match[1]} = 0")
     except ValueError as error:
-        raise JobError(f"{option} {in_one_line(text)}: the key is not TOML ({error}). Quote its parts") from error
+        raise JobError(
+            f"{option} {in_one_line(text)}: the key is not valid TOML ({error}). Put each of its parts in quotation marks"
+        ) from error
     names: list[str] = []
     while isinstance(table, dict):
         ((name, table),) = table.items()

@@ -157,7 +157,7 @@ class Conv:
                 of whitening filters is odd or too large.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
-            raise ValueError("a conv block needs an image (found a vector, as after a dense block)")
+            raise ValueError("a conv block needs an image (found a vector, such as the output of a dense block)")
         H, W = self.convolved(shape)
         if min(H, W) < self.pool:
             raise ValueError(
@@ -257,7 +257,7 @@ class GlobalPool(_Plain):
             ValueError: the input is not an image.
         """
         if len(shape) != 3:  # noqa: PLR2004 - H, W, C
-            raise ValueError("a global_pool block needs an image (found a vector, as after a dense block)")
+            raise ValueError("a global_pool block needs an image (found a vector, such as the output of a dense block)")
         return shape[-1:]
 
 

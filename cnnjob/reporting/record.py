@@ -314,7 +314,7 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
     arrays = run.predictions()
     probabilities, labels, names = (arrays[name] for name in ("probabilities", "labels", "class_names"))
     if not _are_predictions(probabilities, labels, names, record.n_classes):
-        raise DataError(f"{run.predictions_file}: not a run's predictions, since its arrays do not match each other")
+        raise DataError(f"{run.predictions_file}: not a valid predictions file (its arrays do not match each other)")
     counts = record.counts = metrics.confusion(probabilities, labels)
     record.correct = metrics.predicted(probabilities) == labels
     classes = record.classes = metrics.per_class(counts)

@@ -33,7 +33,8 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     frozen = run.manifest() if run.job_file.exists() else {}
     if frozen and frozen["digest"] != digest:  # the folder's name holds only the first 8 digits
         raise DataError(
-            f"{run.job_file}: belongs to another job whose digest begins with the same digits. Move it elsewhere"
+            f"{run.job_file}: belongs to another job, whose digest begins with the same digits. Move that run's "
+            "folder elsewhere"
         )
     if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
         return run
@@ -84,7 +85,7 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
     # The digest covers only images and labels, but standardised pixels also depend on these two.
     if [[*opened.mean], [*opened.std]] != [[*data["mean"]], [*data["std"]]]:
         raise DataError(
-            f"{opened.path}: damaged (mean and std are not those that {run.path} was created with, but "
+            f"{opened.path}: damaged (mean and std differ from those that {run.path} was created with; found "
             f"{opened.mean} and {opened.std}). Prepare the dataset again from the same sources"
         )
     return opened

@@ -276,13 +276,13 @@ def test_waiting_for_a_held_job_says_so_once_and_ends_when_it_is_cancelled(place
     inside = ["env", f"--chdir={place.folder}", *command]
     with path.open("w") as output:
         child = subprocess.Popen([str(lab.SCRIPT), "run", str(place.cluster.folder), *inside], stdout=output)
-    lab.until(lambda: "does not start by itself; it is held by its user" in path.read_text(), 30, "what holds it")
+    lab.until(lambda: "will not start by itself; it is held by its user" in path.read_text(), 30, "what holds it")
     job = place.run.submission_file.read_text().partition('"job_id": "')[2].partition('"')[0]
     assert f"\n  scontrol release {job}\n" in path.read_text()
     place.cluster.run("scancel", job)
     assert child.wait(60) == 1
     assert path.read_text().splitlines()[-1].endswith(f": cancelled, its job {job} was cancelled")
-    assert path.read_text().count("does not start by itself") == 1
+    assert path.read_text().count("will not start by itself") == 1
 
 
 @pytest.mark.slurm

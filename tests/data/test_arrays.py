@@ -280,7 +280,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path, name: str, content: byt
 
 def test_other_versions_are_refused_by_name(tmp_path: Path) -> None:
     root = write(tmp_path / "root", {f"c/{name}": content for name, content in cifar10_members().items()})
-    with pytest.raises(DataError, match=r"(?s)CIFAR's Python version.*cnnjob prepare cifar10 --source .*/root/c$"):
+    with pytest.raises(DataError, match=r"(?s)the Python version of CIFAR.*cnnjob prepare cifar10 --source .*/root/c$"):
         prepared(root)
     with pytest.raises(DataError, match=r"Download train_32x32.mat and test_32x32.mat instead"):
         prepared(write(tmp_path / "svhn", {"train/digitStruct.mat": b""}))

@@ -405,22 +405,22 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "labels of other classes": (
         arrays("predictions.npz", labels=np.full(10, 4)),
         "finished",
-        "predictions.npz: not a run's predictions",
+        "predictions.npz: not a valid predictions file",
     ),
     "one label": (
         arrays("predictions.npz", labels=np.array([0])),
         "finished",
-        "predictions.npz: not a run's predictions",
+        "predictions.npz: not a valid predictions file",
     ),
     "flat predictions": (
         arrays("predictions.npz", probabilities=np.ones(3)),
         "finished",
-        "predictions.npz: not a run's predictions",
+        "predictions.npz: not a valid predictions file",
     ),
     "no probabilities": (
         arrays("predictions.npz", probabilities=np.full((10, 3), -1e30, np.float32)),
         "finished",
-        "predictions.npz: not a run's predictions",
+        "predictions.npz: not a valid predictions file",
     ),
     "predictions of another run": (
         arrays("predictions.npz", labels=np.zeros(10, np.int64)),

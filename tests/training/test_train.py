@@ -311,7 +311,7 @@ def test_a_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     packed = dataset(tmp_path)
     run = run_of(job(), packed, tmp_path / "runs")
     files.write_json(run.job_file, json_files.add_seal({**run.manifest(), "digest": "f" * 64}))
-    with pytest.raises(DataError, match="belongs to another job whose digest begins with the same digits"):
+    with pytest.raises(DataError, match="belongs to another job, whose digest begins with the same digits"):
         run_of(job(), packed, tmp_path / "runs")
 
 

@@ -168,10 +168,10 @@ def _require_known(name: str, source: str | Path | None) -> None:
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
     if address and name not in _ENTRIES:
         if not address.startswith(("http://", "https://", "ftp://")):
-            raise JobError(f"{address}: only published datasets are downloaded. Copy the file to this machine first")
+            raise JobError(f"{address}: only datasets known by name can be downloaded. Copy the file to this machine")
         file = PurePosixPath(urlsplit(address).path).name or "FILE"
         raise JobError(
-            f"{address}: only published datasets are downloaded. Download the file, and specify it:\n"
+            f"{address}: only datasets known by name can be downloaded. Download the file, and specify it:\n"
             f"  {shlex.join(['curl', '-L', '-o', file, address])}\n  {shlex.join(['cnnjob', 'prepare', file])}"
         )
     if name in known:

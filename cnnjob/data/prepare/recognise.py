@@ -89,7 +89,7 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
         if entry and _starts_with(source / name, b"\x80"):
             command = shlex.join(["cnnjob", "prepare", entry, "--source", str((source / name).parent)])
             raise DataError(
-                f"{source}: contains CIFAR's Python version (found {name}). Prepare it by name:\n  {command}"
+                f"{source}: contains the Python version of CIFAR (found {name}). Prepare it by name:\n  {command}"
             )
     readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [binary_set, svhn_set]
     for reader in readers:

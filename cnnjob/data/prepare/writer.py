@@ -209,7 +209,7 @@ def _require_whole(file: h5py.File, contents: DatasetContents, written: Mapping[
         if count != len(file[split]["images"]):
             raise DataError(
                 f"{', '.join(contents.sha256)}: {split} images are missing (found {count:,} of "
-                f"{len(file[split]['images']):,}). Leave the source unchanged and run the same command again"
+                f"{len(file[split]['images']):,}). Run the same command again, without changing the source meanwhile"
             )
 
 

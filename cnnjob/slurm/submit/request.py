@@ -238,7 +238,7 @@ def _require_line(name: str, value: Any) -> None:
     """
     if isinstance(value, str) and any(category(letter) in {"Cc", "Cs"} for letter in value):
         raise ValueError(
-            f"{name}: contains a line break or control character (found {value[:80]!r}). Write one line per string"
+            f"{name}: contains a line break or control character (found {value[:80]!r}). Write it on one line"
         )
     if isinstance(value, int) and abs(value) >= MOST_NUMBER:
         raise ValueError(f"{name}: the number is too large. Use at most 18 digits")
