@@ -62,7 +62,7 @@ def split_assignment(text: str, option: str, form: str) -> tuple[tuple[str, ...]
         table: Any = toml.parse_toml(f"{match[1]} = 0")
     except ValueError as error:
         raise JobError(
-            f"{option} {in_one_line(text)}: the key is not valid TOML ({error}). Put each of its parts in quotation marks"
+            f"{option} {in_one_line(text)}: the key is not valid TOML ({error}). Quote each part of the key"
         ) from error
     names: list[str] = []
     while isinstance(table, dict):
