@@ -123,12 +123,15 @@ def print_table(
     # Rich bypasses Printable, and an escape sequence is wider than its character, so cells are escaped before layout.
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
+    filled = [title for title, *cells in zip(header, *rows, strict=True) if title and any(cells)]
     if spare is not None:
         header, rows = fit_columns(header, rows, spare, sys.maxsize if is_long else console().width)
     if is_long:
         typer.echo(_plain(header, rows))
     else:
         console().print(build_table(header, rows, narrow=spare is not None))
+    if hidden := [title for title in filled if title not in header]:
+        typer.echo(f"hidden on this narrow terminal: {', '.join(hidden)}")
 
 
 def print_notes(run: "Run") -> None:

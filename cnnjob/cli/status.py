@@ -28,7 +28,7 @@ QUERY_SECONDS = 30.0
 MAX_DAMAGE_LETTERS = 100
 UNFINISHED_STATES = ("pending", "running")
 HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
-SPARE = ("loss", "restarts", "node", "accuracy", "time left")
+SPARE = ("loss", "restarts", "node", "time left", "job", "accuracy")
 """Columns to omit on a narrow terminal, in the order in which they are dropped."""
 
 

@@ -276,6 +276,13 @@ def test_a_narrow_terminal(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_narrow_status_keeps_the_accuracy_and_says_what_is_hidden() -> None:
+    shown = on_a_terminal("status", "runs", columns=44, PATH="/nowhere", NO_COLOR="1")
+    assert "80.00 %" in shown or "90.00 %" in shown
+    assert "hidden on this narrow terminal: loss" in shown
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("words", [("doctor",), ("status", "runs"), ("show",), ("clean",)])
 def test_without_utf8_and_without_a_terminal(words: tuple[str, ...]) -> None:
     pending_run(Path("runs"), name="x" * 60)
