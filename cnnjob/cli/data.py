@@ -13,7 +13,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table
+from cnnjob.cli.screen import MEGABYTE, gigabytes, print_json, print_notes, print_table, print_warning
 from cnnjob.errors import DataError, JobError, format_seconds
 from cnnjob.jobs.lookup import named_toml_files
 from cnnjob.training.stopping import handled_signals
@@ -114,7 +114,7 @@ def prepare(
     if prepared.description:
         typer.echo(f"cnnjob: read as {prepared.description}", err=True)
     for warning in prepared.warnings:
-        typer.echo(f"cnnjob: warning: {warning}", err=True)
+        print_warning(warning)
     if as_json:
         print_json({**_described(prepared.dataset), "prepared_now": prepared.created})
     else:

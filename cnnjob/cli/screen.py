@@ -90,9 +90,18 @@ def terminal(stream: TextIO) -> TextIO:
 
 def print_error(text: str) -> None:
     """Print an error to stderr after ``cnnjob:``, which is red on a terminal unless ``NO_COLOR`` is set."""
+    _print_message(text, "31")
+
+
+def print_warning(text: str) -> None:
+    """Print a warning to stderr like :func:`print_error`, but with yellow instead of red."""
+    _print_message(f"warning: {text}", "33")
+
+
+def _print_message(text: str, colour: str) -> None:
     stream = terminal(sys.stderr)
     is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    name = "cnnjob:" if is_plain or not stream.isatty() else "\x1b[31mcnnjob:\x1b[0m"
+    name = "cnnjob:" if is_plain or not stream.isatty() else f"\x1b[{colour}mcnnjob:\x1b[0m"
     stream.write(f"{name} {printable_lines(text)}\n")  # Printable would escape the colour
     stream.flush()
 

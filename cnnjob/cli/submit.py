@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted, memory_line
-from cnnjob.cli.screen import warn_of_clocks
+from cnnjob.cli.screen import print_warning, warn_of_clocks
 from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError, plural
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _split_by_gpus(
     parts = split_by_backend(pairs, request, asks_for_gpus=asked)
     warnings = [part.request.idle_gpus(part.backend) for part in parts]
     for warning in dict.fromkeys(filter(None, warnings)):  # each warning once
-        typer.echo(f"cnnjob: warning: {warning}", err=True)
+        print_warning(warning)
     return parts
 
 
@@ -190,7 +190,7 @@ def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> Non
 
 def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]", request: "Request") -> None:
     for warning in sorted({done.warning for done in submitted if done.warning}):
-        typer.echo(f"cnnjob: warning: {warning}", err=True)
+        print_warning(warning)
     for done in submitted:
         outcome = f"{done.status}, nothing submitted"
         if done.job_id:

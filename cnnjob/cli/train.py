@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data import DATA_FOLDER, print_setup
-from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, shorten_middle
+from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning, shorten_middle
 from cnnjob.errors import EXIT_STOPPED, plural, printable
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def evaluate(
     evaluation = evaluate_run(Run(run), Dataset.find(dataset, data), split)
     print_notes(Run(run))
     for remark in evaluation.remarks:
-        typer.echo(f"cnnjob: warning: {remark}", err=True)
+        print_warning(remark)
     if as_json:
         confusion = evaluation.counts.tolist()
         print_json({"path": str(evaluation.path), **evaluation.content(), "confusion": confusion})
