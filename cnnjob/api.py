@@ -107,12 +107,12 @@ def submit(
 
 
 def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA) -> Evaluation:
-    """Evaluate a finished run on a prepared dataset, and write the metrics to the run's folder, below ``evaluations/``.
+    """Evaluate a finished run on a prepared dataset, and write the metrics to ``evaluations/`` in the run's folder.
 
     Args:
         run: a finished run.
-        on: a dataset, the name of one in ``data``, or an ``.h5`` file; its images must have the shape that the network
-            requires, and it must have as many classes.
+        on: a dataset, the name of a dataset in ``data``, or the path of an ``.h5`` file. The shape of its images and
+            the number of its classes must be those of the network.
         split: ``train``, ``val`` or ``test``.
         data: the folder in which the dataset is looked up by name.
 

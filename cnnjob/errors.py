@@ -107,10 +107,10 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def note_names(path: object) -> None:
-    """Record the parts of a path or command-line argument that contain a line break or a tab.
+    """Record the names in a path or command-line argument that contain a line break or a tab.
 
-    In multi-line text, a line break inside a name looks like the end of a line. :func:`printable_lines` therefore
-    escapes the recorded names first.
+    In multi-line text, a line break inside a name would look like the end of a line. :func:`printable_lines` therefore
+    escapes line breaks and tabs in the recorded names, but nowhere else.
     """
     text = str(path)
     if "\n" in text or "\t" in text:

@@ -39,10 +39,10 @@ def rehearse(job: Job, dataset: Dataset) -> Iterator[str]:
         dataset: the job's dataset.
 
     Yields:
-        One line per successful stage.
+        One line for each stage that succeeds: the first attempt, the attempt that resumes the run, and the report.
 
     Raises:
-        CnnjobError: a stage failed; it would fail on the cluster too.
+        CnnjobError: a stage failed; the job would fail on the cluster too.
     """
     if job.resources.backend != "numpy":  # a login node may have no GPU
         job = job.model_copy(update={"resources": job.resources.model_copy(update={"backend": "auto"})})

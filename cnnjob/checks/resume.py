@@ -212,7 +212,7 @@ class _Counter(NoProgress):
         self._steps = 0
 
     def start(self, job: Job, steps: int) -> None:  # noqa: ARG002 - the signature of a progress callback
-        """Store the number of steps per epoch, and write 0 to the file to show that training has started."""
+        """Store the number of steps per epoch, and write step 0 to show the other process that training has started."""
         self._steps = steps
         self._write(0)
 

@@ -58,8 +58,8 @@ def bench(
     turns in one process. The column "× torch" is torch's time, in its faster memory layout, divided by the engine's
     time (median over the turns); "fastest step" is the same ratio for the fastest steps. "× course" is the time of a
     simple implementation, as taught in a course, in float64, divided by the engine's time. "products" is the time of
-    the matrix products alone divided by the engine's time. With --device gpu, steps are executed part by part, fused,
-    and as a CUDA graph, in float32 and tf32, both by cnnjob and by torch.
+    the matrix products alone divided by the engine's time. With --device gpu, cnnjob and torch run the steps eagerly
+    and as a CUDA graph, in float32 and tf32; "part by part" is cnnjob without fused kernels.
 
     With "data" instead of workloads, the command measures how fast datasets are read: random batches of 128 images, and
     the whole file in order, from the page cache and from disk. Two files are written to the current folder and removed

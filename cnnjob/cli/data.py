@@ -208,10 +208,10 @@ def _print_prepared(prepared: "Prepared") -> None:
 
 
 def _job_name(dataset: "Dataset") -> str:
-    """Return the job to pass to ``cnnjob train`` in order to train on a dataset.
+    """Return the argument with which ``cnnjob train`` trains on a dataset.
 
-    It is the dataset's name, or the path of its file if the name would not select this dataset. The path selects the
-    dataset's built-in job.
+    The argument is the dataset's name. If ``cnnjob train`` would not find this dataset by that name, the argument is
+    the path of the dataset's file, and ``cnnjob train`` uses the dataset's built-in job.
     """
     from cnnjob.data.prepare.prepare import KNOWN
 
@@ -458,7 +458,7 @@ def print_setup(setup: "TrainingSetup") -> None:
 
 
 def _dataset_or_catalogue(job: "Job", data: Path) -> "tuple[Dataset, bool]":
-    """Return a job's dataset and True, or, if it has not been prepared, its catalogue description and False."""
+    """Return a job's dataset and True. If the dataset is not prepared, return its catalogue description and False."""
     from cnnjob.data.dataset import SUFFIXES, Dataset
     from cnnjob.data.prepare.prepare import KNOWN
 

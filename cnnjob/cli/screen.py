@@ -321,7 +321,7 @@ class Screen:
         return " · ".join(parts)
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """Note the accuracy of an epoch, and start the mean loss of the next one."""
+        """Store the accuracy after an epoch for the progress bar, and reset the mean loss for the next epoch."""
         if self._estimate:
             self._estimate.end_epoch()
         self._loss_sum, self._n_losses = 0.0, 0

@@ -26,11 +26,11 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class UsualBackground:
-    """The backgrounds and contrasts of a sample of images, and the comparison of other images with them.
+    """The range of backgrounds and contrasts in a sample of images, with which other images can be compared.
 
     The background of an image is the median of its outermost pixels, and its contrast is the difference between its
-    lightest and darkest pixel; both in grey levels, 0..255, of the mean over the channels. For photographs, nearly any
-    background is usual.
+    lightest and darkest pixels. Both are grey levels, 0..255, of the mean over the channels. The backgrounds of
+    photographs vary so much that, compared with a sample of photographs, nearly every image has a usual background.
     """
 
     darkest: float

@@ -344,7 +344,7 @@ def _said(values: tuple[float, ...]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a string is valid Unicode: a JSON escape can produce a lone surrogate, which is not."""
+    """Return whether a string is valid Unicode: it must not contain lone surrogates, which JSON escapes can produce."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -494,7 +494,7 @@ def _arrays(file: h5py.File, version: int) -> dict[str, h5py.Dataset]:
 
 
 def _open_rows(path: Path, name: str, arrays: Mapping[str, h5py.Dataset], version: int) -> Rows:
-    """Return one array of a file in format ``version``; its rows are read by slicing."""
+    """Return one array of a file whose format is ``version``; slicing the array reads rows from the file."""
     array = arrays[name]
     if version == CHUNKED_FORMAT:
         return array

@@ -86,7 +86,7 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
 
 
 def _resources(cluster: Cluster, nodes: Nodes) -> list[str]:
-    """Return the lines that request one GPU and its share of a node's cores and memory, up to fixed maximums."""
+    """Return a profile's lines that request one GPU, with its share of a node's cores and memory up to fixed limits."""
     shares = max(nodes.gpu_count, 1)
     cores = max(1, min(nodes.cores // shares, MOST_CORES))
     gigabytes = min(int(MEMORY_SHARE * nodes.megabytes / SBATCH_GIGABYTE / shares), MOST_GIGABYTES)

@@ -52,8 +52,9 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
         train: the table it was found in, which also selects the optimiser and the schedule.
 
     Returns:
-        A sentence with the new spelling of this key and of all others that move to the same table; empty for a key
-        that was never directly in ``train``.
+        The end of an error message. It shows how to write the key now, together with other old keys that belong in the
+        same table, or states that the key has no effect with the selected optimiser or schedule. Empty for a key that
+        was never directly in ``train``.
     """
     for table, kinds in _MOVED_KEYS.items():
         homes = [kind for kind, names in kinds.items() if key in names]

@@ -245,7 +245,7 @@ def describe_problems(error: ValidationError, root: type[BaseModel], content: An
 
 
 def _is_kind(loc: tuple[int | str, ...], number: int) -> bool:
-    """Return whether a part of a location is the block kind that pydantic inserts after a block's index."""
+    """Return whether a part of a problem's location is a block kind, which pydantic inserts after a block's index."""
     return number > 0 and isinstance(loc[number], str) and isinstance(loc[number - 1], int)
 
 

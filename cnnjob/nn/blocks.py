@@ -251,7 +251,7 @@ class GlobalPool(_Plain):
     kind = "global_pool"
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Return (C,) for (H, W, C).
+        """Return the output shape (C,) for an input of shape (H, W, C).
 
         Raises:
             ValueError: the input is not an image.

@@ -112,7 +112,7 @@ class ImageStream:
         return np.where(streamed, read, batches).reshape(-1)
 
     def next(self) -> None:
-        """Wait for the images of the step about to run, and start reading those of a later one.
+        """Wait for the images of the step about to run, and start reading the images of a later step.
 
         Raises:
             Exception: any exception that the source raised while reading the images.

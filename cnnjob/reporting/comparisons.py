@@ -96,7 +96,7 @@ def _quoted(label: str) -> str:
 
 
 def _without_key(label: str, other: str) -> str:
-    """Return only the value of a label such as ``learning_rate 0.1`` if both labels have the same single key."""
+    """Shorten a label such as ``learning_rate 0.1`` to its value if this key is the only one in both labels."""
     key, _, value = label.partition(" ")
     return value if value and ", " not in label + other and other.startswith(f"{key} ") else label
 

@@ -86,7 +86,7 @@ def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) 
 
 
 def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Check the result against the attempt recorded as having finished the run, or else against the last attempt."""
+    """Check the result against the attempt that finished the run, or against the last attempt if none did."""
     finished = (attempt for attempt in attempts if attempt["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
         expected = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]

@@ -42,12 +42,12 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
     """Draw the figures that have changed.
 
     Args:
-        out: folder of the files.
+        out: the folder that contains the files of the previous report, if any.
         drawings: figures by their file stem, such as ``curves`` or ``runs/NAME/curves``.
 
     Yields:
-        The name and content of each file; the content is None if the file has not changed. The notes file is
-        yielded after each newly drawn figure; if none is drawn, it comes last.
+        The name and content of each file; the content is None if the file has not changed. The file :data:`NOTES`,
+        with the digests of all figures, is yielded after each newly drawn figure, or at the end if no figure is drawn.
     """
     notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
     for stem, drawing in drawings.items():
@@ -68,7 +68,7 @@ def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[s
 
 
 def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
-    """Return whether all files of a figure exist with the content that the notes record."""
+    """Return whether all files of a figure exist and have the digests recorded in ``note``."""
     try:
         contents = ((kind, files.read_bytes(Path(f"{stem}.{kind}"))) for kind in FORMATS)
         return all(files.sha256_of(content) == note.get(kind) for kind, content in contents)

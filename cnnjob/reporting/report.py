@@ -102,7 +102,7 @@ def report(
 
 
 def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
-    """Return each run folder once, sorted by key: its name, or its path if several folders have the same name."""
+    """Return each run once, sorted and keyed by folder name, or by path if several folders have the same name."""
     folders = {path: run for run in runs if not _is_report_folder(path := run.path.resolve(), out.resolve())}
     target = out.resolve()
     if inside := [path for path in folders if path == target or path.parent == target / "runs"]:

@@ -121,8 +121,8 @@ def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, over
 
     Args:
         records: records of all runs.
-        drawn: records of the runs that have figures of their own.
-        overlaid: whether there is a figure of all runs' curves.
+        drawn: records of the runs for which individual figures are drawn.
+        overlaid: whether a figure shows the learning curves of all runs together.
 
     Returns:
         The content of ``metrics.md``.

@@ -70,7 +70,7 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
 
 
 def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return one line per difference between two environments that may change the bits of a result."""
+    """Compare two environments; return one line per difference that may change the bits of a result."""
     before, bits = first.get("bits"), now["bits"]
     if not isinstance(before, dict):
         return ["the environment of the first attempt is unknown"]

@@ -73,7 +73,7 @@ def job_step() -> str | None:
 
 
 def job_restarts() -> int:
-    """Return how often SLURM has restarted this job; 0 outside SLURM."""
+    """Return the number of times that SLURM has restarted this job; 0 outside SLURM."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)  # SLURM sets it from the first restart on
 
 

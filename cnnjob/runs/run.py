@@ -471,7 +471,7 @@ def owner_is_alive(owner: dict[str, Any], record: Path, job_is_over: JobIsOver |
 
     Returns:
         False if the owner no longer exists on this host, was started before the last restart of this process's SLURM
-        job, has had no heartbeat for five minutes, or owns the folder that this one was copied from.
+        job, has had no heartbeat for five minutes, or owns another folder, of which the run's folder is a copy.
     """
     if Run(record.parents[1]).is_copied(owner):
         return False

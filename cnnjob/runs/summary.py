@@ -142,7 +142,7 @@ class RunSummary:
 
     @property
     def current_decision(self) -> dict[str, Any]:
-        """The last decision if it was made after the newest SLURM job's last attempt; otherwise empty."""
+        """The :attr:`last_decision` if it was made after the last attempt of the newest SLURM job; otherwise empty."""
         is_newest = may_be_same_cluster(self.last_decision.get("cluster"), self.cluster)
         if not self.job_id or str(self.last_decision.get("job_id")) != self.job_id or not is_newest:
             return {}
@@ -193,7 +193,7 @@ class RunSummary:
         return next((split for split in SPLITS if f"{split}_loss" in last), None)
 
     def score(self, what: str) -> float | None:
-        """Return the last epoch's ``loss`` or ``accuracy`` on the shown split; None if unknown."""
+        """Return the last epoch's ``loss`` or ``accuracy`` on :attr:`split`; None if unknown."""
         value = self.history[-1].get(f"{self.split}_{what}") if self.history else None
         return float(value) if isinstance(value, int | float) else None
 

@@ -98,10 +98,10 @@ def describe_environment(backend: nn.Backend) -> dict[str, Any]:
 
 @contextmanager
 def start_workers(count: int | None = None) -> Iterator[nn.Workers]:
-    """Yield workers on ``count`` cores, or on all cores if it is None, with BLAS limited to one thread.
+    """Yield workers on ``count`` cores (all available cores by default), and limit BLAS to one thread.
 
-    Otherwise, the order in which BLAS adds numbers, and thus the bits of the result, would depend on the number of
-    threads.
+    If BLAS used several threads, the order in which it adds numbers, and thus the bits of the result, would depend on
+    the number of threads.
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it examines every loaded library
 

@@ -203,7 +203,7 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
 
     Args:
         run: a finished run.
-        dataset: a dataset with images of the shape that the network requires, and with as many classes.
+        dataset: a dataset whose image shape and number of classes are those of the network.
         split: one of the dataset's splits.
 
     Returns:
@@ -250,7 +250,7 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
     """Refuse a dataset whose images or classes do not fit a run's network.
 
     Raises:
-        JobError: the shape of the images, or the number of classes, is another one.
+        JobError: the shape of the images or the number of classes is different.
     """
     data = run.data()
     expected, found = tuple(data["image_shape"]), dataset.image_shape

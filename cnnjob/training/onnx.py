@@ -207,7 +207,7 @@ class _Graph:
     def norm(self, block: Norm, name: str, x: str) -> str:
         """Add batch normalisation with the running statistics; return the name of the output.
 
-        The scale is 1 if the block does not train one.
+        A block without a trainable scale is added with a scale of 1.
         """
         ones = np.ones_like(self.weights[f"{name}/shift"])
         arrays = [

@@ -74,8 +74,8 @@ class TrainingSetup:
 
         Args:
             run: a run that has been created.
-            job: the run's job, possibly with other resources or another checkpoint interval; by default, the job stored
-                in the run.
+            job: the run's job, possibly with different resources or a different checkpoint interval; by default, the
+                job stored in the run.
             dataset: the run's dataset; by default, it is opened at the path recorded in the run.
 
         Returns:

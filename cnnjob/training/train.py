@@ -102,7 +102,7 @@ def train(
 
 
 class _Ending:
-    """The end of an attempt: the reason, and the trainer, which counts the steps."""
+    """What is recorded when an attempt ends: the reason, and the step that the trainer has reached."""
 
     trainer: Trainer | None = None
     why = ""

@@ -36,10 +36,10 @@ class Engine:
     """Waits until all queued steps are done; None if a step is done when the call to it returns."""
 
     def warm_up(self) -> float:
-        """Run the first steps, which compile kernels, choose algorithms and record a graph; then time one step.
+        """Time one step; on a GPU, first run the steps that compile kernels, choose algorithms and record a graph.
 
         Returns:
-            The seconds that the step took.
+            The duration of the timed step, in seconds.
         """
         self.begin()
         if self.wait:

@@ -23,9 +23,10 @@ GENERAL = "part by part"
 
 
 def gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return cnnjob's engines and the lower bounds by row name, in each precision.
+    """Return cnnjob's engines and the lower bounds for each precision, keyed by the names of their rows in the output.
 
-    An engine runs eagerly, as a CUDA graph, or part by part (eagerly, without fused kernels).
+    cnnjob runs a step in three ways: as a CUDA graph (``graph``); without a graph (``eager``); and with neither a graph
+    nor fused kernels (``part by part``).
     """
     choose_kernel_cache()
     by_row = {}

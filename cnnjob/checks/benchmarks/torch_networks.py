@@ -96,9 +96,10 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 
 
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
-    """Yield, for each tensor in a module, its name in cnnjob, the tensor itself, and the order of its axes.
+    """Yield, for each tensor in a module, its name in cnnjob, the tensor itself, and a name for the order of its axes.
 
-    The order is ``conv``, ``dense`` or ``same``; :func:`_there` and :func:`back` convert it between cnnjob and torch.
+    ``conv`` and ``dense`` are orders that :func:`_there` converts from cnnjob to torch, and :func:`back` from torch to
+    cnnjob; ``same`` means that both have the same order.
     """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block

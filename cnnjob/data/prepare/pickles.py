@@ -26,7 +26,7 @@ class PickledArray:
     """An array as described by its pickle: ``shape``, dtype ``code`` and ``content``, all unchecked."""
 
     def __init__(self, *_: Any) -> None:
-        """Create an empty array, in place of ``numpy.ndarray`` or of the function that a pickle calls to create one."""
+        """Create an empty array; ignore the arguments that the pickle passes, which are meant for NumPy."""
         self.shape: Any = None
         self.code: Any = None
         self.content: Any = None
@@ -53,7 +53,7 @@ class _Kind:
         self.code = code.decode() if isinstance(code, bytes) else code  # Python 2 wrote bytes
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore byte order and fields, which do not apply to single bytes."""
+        """Ignore the rest of a dtype's state, such as byte order and fields, which do not apply to single bytes."""
 
 
 class _Text:

@@ -138,7 +138,7 @@ def _refuse_web_page(path: Path) -> None:
 
 
 def _find(entry: Entry, source: Path) -> Files:
-    """Return the files of the first layout that is complete in the folder, or the source itself if it is a file."""
+    """Return the source itself if it is a file, or else the files of the first layout that the folder contains."""
     if source.is_file():
         return {source.name: _single(entry, source)}
     if not source.is_dir():

@@ -49,8 +49,8 @@ def fingerprint(source: Path, options: FolderOptions) -> str | None:
         options: how the source is read; the table of labels is treated as one of the source's files.
 
     Returns:
-        The digest; None if a file was changed so recently that another change might not alter its time, or if the
-        source cannot be listed.
+        The digest. None if the source cannot be listed, or if a file was changed so recently that another change might
+        not alter the recorded change time.
     """
     now_ns = time.time_ns()
     settled_ns = now_ns - int(1e9 * _SETTLED_SECONDS)

@@ -120,7 +120,10 @@ def write(
 
 @contextmanager
 def _created(disk: "_Disk") -> Iterator[h5py.File]:
-    """Create an HDF5 file that is closed before its ``_Disk``, even if h5py is interrupted while opening it."""
+    """Create an HDF5 file in a ``_Disk``.
+
+    The HDF5 file is always closed before the ``_Disk``, even if h5py is interrupted while it creates the file.
+    """
     try:
         with h5py.File(disk, "w", libver=_LIBVER, alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES) as file:
             yield file

@@ -292,16 +292,16 @@ def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arra
 
 
 class _Patches:
-    """Patches of the input, one per output of each phase, as a view of the images and as matrix rows.
+    """Patches of the input, one for each output in each phase, both as a view of the images and as rows of matrices.
 
-    If the matrices have a column for the bias, it is the last one and consists of ones.
+    If the kernel has a bias, the last column of each matrix is filled with ones.
     """
 
     def __init__(self, padded: Array, block: Conv, size: Shape, memory: Array, *, by_phase: bool = False) -> None:
         """View images (n, H + 2 pad, W + 2 pad, C) as patches, for an output of size (H', W').
 
-        ``memory`` is (positions, taps), with an extra column if the kernel has a bias. With ``by_phase``, patches with
-        few channels form one matrix per phase.
+        ``memory`` is (positions, taps), with an extra column if the kernel has a bias. The patches form one matrix per
+        phase if ``by_phase`` is true and the images have few channels; otherwise, they form a single matrix.
         """
         K, P, S, C = block.kernel, block.pool, block.stride, padded.shape[3]
         image, row, column, channel = padded.strides

@@ -101,7 +101,7 @@ class Blas:
         )
 
     def _matrix(self, array: Array) -> tuple[c_void_p, c_int]:
-        """Return a matrix's address and its leading dimension, the distance between rows in values."""
+        """Return a matrix's address and its leading dimension: the number of values from one row to the next."""
         # NumPy's stride for a single row is arbitrary, but cuBLAS requires at least the length of the row.
         return c_void_p(address(array)), c_int(max(array.strides[0] // array.itemsize, array.shape[1]))
 

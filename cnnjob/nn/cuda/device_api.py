@@ -22,7 +22,7 @@ CHANNELS, LANES = 32, 8
 
 
 class Device(Protocol):
-    """A device with its arrays; all work on it runs in the order of the calls."""
+    """A device with its arrays; all work on the device runs in the order in which these methods are called."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Device(Protocol):
     def capture(self, run: Task) -> Task:
         """Record the kernels and GEMMs of a task without running them, and return a task that replays them.
 
-        The recording contains only the addresses of arrays: the caller must keep ``run``, which keeps the arrays alive.
+        The recording contains only the addresses of arrays. To keep the arrays alive, the caller must keep ``run``.
         """
 
     def wait(self) -> None:

@@ -195,7 +195,7 @@ class Head:
 
 
 def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
-    """Plan a dense block without bias or activation: z = x w, and the gradients of x and w from that of z."""
+    """Plan z = x w, a dense block without bias or activation, and the gradients of x and w from the gradient of z."""
     x, w, dw, z, dz = layer.x, layer.weights["weights"], layer.gradients["weights"], layer.y.value, layer.y.gradient
     flat = x.value.reshape(len(z), -1)
     backward = [gemm(device, flat, dz, dw, (True, False))]

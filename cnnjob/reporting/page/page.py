@@ -66,7 +66,7 @@ class DatasetSection(NamedTuple):
 def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
     """Return one section per dataset, in the order of their best groups.
 
-    The titles of datasets with the same name include digests.
+    If several datasets have the same name, their titles include digests.
     """
     datasets = dict.fromkeys(group.dataset for group in run_groups)
     names = [dataset.partition(" ")[0] for dataset in datasets]

@@ -321,7 +321,7 @@ def _was_cancelled(run: Run) -> bool:
     """Return whether ``cnnjob cancel`` cancelled this job.
 
     Raises:
-        DataError: the cancellation record is damaged, and the run has not been submitted again since.
+        DataError: the cancellation record is damaged, and the run has not been submitted again since it was written.
     """
     try:
         record = read_cancellation(run)

@@ -30,7 +30,7 @@ class JobOutcome:
 
     @property
     def cancelled_by(self) -> str | None:
-        """User id of the user who cancelled the job, if the command printed it."""
+        """Id of the user who cancelled the job; None if :attr:`source` printed no such id."""
         match = re.search(r"CANCELLED by (\d+)", self.printed)
         return match[1] if match else None
 

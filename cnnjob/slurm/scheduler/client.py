@@ -189,10 +189,11 @@ def query_job(job_id: str, seconds: float | None = None) -> dict[str, str]:
 
 
 def _parse_job_facts(answer: str) -> Iterator[tuple[str, str]]:
-    """Yield a job's ``Name=value`` pairs, except those inside text that its user has chosen.
+    """Yield the ``Name=value`` pairs that SLURM prints about a job, except those inside text chosen by a user.
 
-    A job's name, comment or paths may contain words of the same form, so a line is parsed only up to the first key with
-    such text. All three may also contain line breaks, but only the name comes before SLURM's own values.
+    Such text, for example a job's name, comment or paths, may itself contain ``Name=value``. Each line is therefore
+    parsed only up to the first key whose value is such text. If such text contains a line break, the lines after the
+    break are parsed nevertheless; except for the job's name, all such text comes after SLURM's own values.
     """
     for line in answer.splitlines():
         yield from parse_words(_FREE_TEXT.split(line, maxsplit=1)[0]).items()

@@ -98,7 +98,7 @@ def script_parameters(array: JobArray, request: Request, code: Path, parallel: i
 
 
 def _path_lines(request: Request) -> list[str]:
-    """Return a line that adds SLURM's commands to PATH; none if no sbatch ``export`` option is set."""
+    """Return the script's line that adds SLURM's commands to PATH; empty if sbatch's ``export`` option is not set."""
     srun = shutil.which("srun")
     if not srun or not any(key.lstrip("-") == "export" for key in request.sbatch):
         return []

@@ -87,8 +87,9 @@ def submit(
 
     Raises:
         JobError: SLURM would misinterpret the name of the folder.
-        PartlyBusyError: some runs were not submitted, because another user's job or a job for another folder is or
-            may be in the queue, or because their own jobs are ending; the other runs were submitted.
+        PartlyBusyError: some runs were not submitted, because a job for them is already in the queue but was submitted
+            for another folder, because another user or another cluster may have a job for them, or because their own
+            jobs are ending; the other runs were submitted.
         SchedulerError: SLURM refused a job, is not available, or did not answer.
     """
     _check_name(runs[0].path.resolve())

@@ -133,10 +133,10 @@ def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledSt
 def _mapping(images: Path) -> dict[int, str] | None:
     """Return EMNIST's class names, read from the table of ASCII codes next to the images; None if there is no table.
 
-    In EMNIST Letters, labels start at 1.
+    The names are keyed by label, since the labels of EMNIST Letters start at 1.
 
     Raises:
-        DataError: the file is not such a table.
+        DataError: the file is not a table of labels and ASCII codes.
     """
     prefix = images.name.partition("train")[0]
     path = images.parent / f"{prefix}mapping.txt"

@@ -151,7 +151,7 @@ class ZipTree(FolderTree):
 
 
 class TarTree(FolderTree):
-    """Tar archive of image files, which may be compressed."""
+    """Tar archive of image files; the archive may be compressed."""
 
     def __init__(self, root: Path) -> None:
         """Open the archive, decompressing it if necessary."""
@@ -189,7 +189,7 @@ class TarTree(FolderTree):
         return listing_of(self.root, files, folders)
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
-        """Read a member and return its content and the archive's stamp.
+        """Return the content of a member, and the archive's stamp from when the archive was opened.
 
         Raises:
             DataError: the member is missing or too large, or extends beyond the end of the archive.

@@ -191,7 +191,7 @@ def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
 def _is_only_split(folder: _Folder) -> bool:
     """Return whether a folder without siblings is a split: it is named train or test and contains no splits itself.
 
-    A folder such as ``my_test-main`` is more likely a wrapper whose name contains that word by chance.
+    A folder such as ``my_test-main`` is more likely a wrapper whose name contains the word "test" by chance.
     """
     found = split_of_name(folder.name)
     inside = {split[0] for name in folder.folders if (split := split_of_name(name))}

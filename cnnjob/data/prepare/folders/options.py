@@ -27,7 +27,7 @@ def default_name(source: str) -> str:
 
 
 def typed_colour(colour: Sequence[int]) -> str:
-    """Return a colour (R, G, B) as typed on the command line."""
+    """Format a colour (R, G, B) for the command line, as ``#rrggbb``."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
