@@ -99,7 +99,7 @@ def process_table() -> str:
 
 
 def pid_namespace() -> str | None:
-    """Return this process's pid namespace, as ``pid:[N]``; None if ``/proc`` shows another namespace's processes.
+    """Return this process's pid namespace as ``pid:[N]``; None if ``/proc`` shows the processes of another namespace.
 
     On a system without namespaces, the result is an empty string.
     """

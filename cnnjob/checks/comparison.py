@@ -82,7 +82,9 @@ class RunComparison:
 
 
 def digests(run: Run) -> dict[str, str]:
-    """Return the SHA-256 of each output of a finished run, without values that depend on time or the machine.
+    """Return the SHA-256 of each output of a finished run.
+
+    Values that depend on the time or the machine are left out of the hashed content.
 
     Args:
         run: a finished run.

@@ -51,7 +51,7 @@ def verify_resume_on_slurm(
         dataset: the job's dataset.
         folder: an empty folder for both runs, accessible from the nodes.
         request: the resources of each run.
-        kills: number of kills; each occurs after a new checkpoint, in a different section of the training steps.
+        kills: number of kills; each occurs in a different part of the training, after a new checkpoint.
         seed: seed for the random moments of the kills.
         wait_minutes: time limit for both runs, including time in the queue, after which their SLURM jobs are cancelled.
         say: called with each progress message.

@@ -1,6 +1,6 @@
 """Shell completion of jobs, datasets, runs and profiles.
 
-To stay fast, it lists folders, but opens no files and imports no large libraries.
+To stay fast, this module lists folders but opens no files, and it imports no large libraries.
 """
 
 from collections.abc import Iterable
@@ -60,9 +60,9 @@ def runs(incomplete: str) -> list[str]:
 
 
 def images(incomplete: str) -> list[str]:
-    """Return the matching image addresses, such as ``test:0``, then the matching files.
+    """Return the image addresses that match, such as ``test:0``, followed by the files that match.
 
-    If no address matches, the list is empty, and the shell itself offers files.
+    If no address matches, no files are returned either: the shell then completes file names itself.
     """
     addresses = _matching(incomplete, ADDRESSES) if incomplete else []
     return addresses and addresses + _matching(incomplete, sorted(map(str, Path().iterdir())))

@@ -114,7 +114,10 @@ class Listed(typer.core.TyperCommand):
 
 
 class Commands(_Light, typer.core.TyperGroup):
-    """The group of all commands; a user error becomes one message and an exit code, but a bug keeps its traceback."""
+    """The group of all commands.
+
+    A user error is printed as a single message and determines the exit code; for a bug, the traceback is printed.
+    """
 
     def __init__(self, **settings: Any) -> None:
         """Add all commands without importing them."""

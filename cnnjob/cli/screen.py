@@ -43,7 +43,7 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
 class Printable(io.TextIOBase):
     """A stream that escapes control characters, so that no folder name, class name or log can control the terminal.
 
-    Rich bypasses it (:func:`console`), because rich's control sequences are intended.
+    Rich writes to the wrapped stream directly (see :func:`console`), because its control sequences are intended.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -126,8 +126,9 @@ def print_table(
     Args:
         header: one title per column.
         rows: the cells of each row.
-        spare: titles of the columns that may be omitted on a narrow terminal, in the order in which they are dropped;
-            the table's last column may be folded there. With None, all columns are printed.
+        spare: titles of the columns that may be dropped if the terminal is too narrow, in the order in which they are
+            dropped. If ``spare`` is given, empty columns are always dropped, and only the last column may be folded; if
+            it is None, all columns are printed.
     """
     # Rich bypasses Printable, and an escape sequence is wider than its character, so cells are escaped before layout.
     rows = [[printable(cell) for cell in row] for row in rows]

@@ -101,7 +101,7 @@ def _row(status: "Status") -> list[str]:
 
 
 def _damage(status: "Status") -> str:
-    """Return the first line of the damage description, with paths relative to the run folder, cut to fit a table."""
+    """Return the first line of the run's ``damage``, with paths relative to the run folder, cut to fit a table."""
     path = status.summary.run.path
     text = status.summary.damage.replace(f"{path}/", "").replace(f"{path}: ", "")
     return "".join(text.splitlines()[:1])[:MAX_DAMAGE_LETTERS]
@@ -132,7 +132,7 @@ def _print_status(run: "Run") -> None:
 
 
 def _watch_table(paths: "Sequence[Path] | None") -> None:
-    """Show the table repeatedly, less often while nothing changes; on a pipe, print one table after another."""
+    """Update the table at intervals, which grow while nothing changes; on a pipe, print a new table each time."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -173,7 +173,7 @@ def _repeat(paths: "Sequence[Path] | None", show: "Callable[[], None]") -> None:
 
 
 def next_pause(pause: float, *, changed: bool) -> float:
-    """Return the next pause in seconds: after a change, the minimum; otherwise twice the last one, up to a limit."""
+    """Return the next pause in seconds: the minimum after a change; otherwise twice the last pause, up to a maximum."""
     return WATCH_SECONDS if changed else min(2 * pause, MAX_WATCH_SECONDS)
 
 

@@ -295,7 +295,7 @@ def _dry_run(
     grid: "Sequence[tuple[Job, Dataset]]", request: "Request", root: Path, parallel: int | None, *,
     asked: bool, rehearsal: bool,
 ) -> None:  # fmt: skip
-    """Print what would be submitted and what would happen to it, and rehearse the first job."""
+    """Print the runs that would be submitted, their requests and a forecast; rehearse the first job if asked to."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.jobs.toml import format_toml
     from cnnjob.runs.estimate import describe_estimate

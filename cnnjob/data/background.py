@@ -16,7 +16,7 @@ _LEAST_CONTRAST = 0.5
 
 
 class Difference(NamedTuple):
-    """Difference between an image and the training images."""
+    """Difference in background or contrast between an image and the training images."""
 
     description: str
     """Such as ``the background is much lighter``; what it is lighter than is left to the caller."""

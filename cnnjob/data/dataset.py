@@ -446,7 +446,7 @@ _AGAIN = "Prepare the dataset again with --force"
 
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; turn errors from h5py and from checks inside the block into a DataError."""
+    """Open a file for reading; turn errors from h5py and from checks in the ``with`` block into a DataError."""
     try:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""

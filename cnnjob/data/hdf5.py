@@ -112,7 +112,7 @@ def contiguous_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5p
 
 
 def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.Dataset:
-    """Return an array stored in chunks of whole rows, each with a checksum; otherwise like :func:`contiguous_array`."""
+    """Do the same as :func:`contiguous_array` for an array stored in chunks of whole rows, each with a checksum."""
     dataset, where = _dataset(group, name, dtypes, h5py.h5d.CHUNKED, _FILTERS)
     _require_stored(dataset, dataset.get_create_plist().get_chunk(), where)
     return h5py.Dataset(dataset)

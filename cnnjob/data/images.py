@@ -217,7 +217,9 @@ def header(path: Path | str, *, content: bytes | None = None, most_seconds: floa
 def inspect_image(
     path: Path | str, content: bytes, most_pixels: int, background: tuple[int, int, int] = WHITE
 ) -> tuple[Header, Picture | None]:
-    """Read an image's header, and for a small image also its pixels, since opening it takes longer than decoding it.
+    """Read an image's header, and decode the image if it is small.
+
+    Decoding a small image at once is faster than opening its file again later.
 
     Args:
         path: name of the file.
@@ -226,7 +228,8 @@ def inspect_image(
         background: colour (R, G, B) behind transparent pixels, each 0..255.
 
     Returns:
-        The header, and the image with its original size and channels, or None if it has too many pixels.
+        The header, and the decoded image with its original size and channels; None instead of the decoded image if it
+        has too many pixels.
 
     Raises:
         DataError: the file is not an image, the image is not usable, or it cannot be decoded.
@@ -517,7 +520,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles with more bytes in total than the file, since some bytes would be decoded repeatedly."""
+    """Refuse strips or tiles that total more bytes than the file: they overlap and could take very long to decode."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):

@@ -195,7 +195,7 @@ def lock_failure(command: Sequence[str], seconds: float = LOCK_SECONDS) -> str:
 
 
 def _lock_scope(kind: str, options: Sequence[str]) -> str:
-    """Return where locks are valid, according to the type and the options of the mount."""
+    """Return a description of the processes between which locks are valid, based on the mount's type and options."""
     if kind in LOCAL_TYPES:
         return "between processes on this machine"
     if {"nolock", "local_lock=all", "local_lock=posix", "localflock"} & {*options}:

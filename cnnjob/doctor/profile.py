@@ -49,7 +49,7 @@ def write_profile(name: str, partition: str | None = None) -> Path:
 
 
 def best_partition(cluster: Cluster) -> Partition | None:
-    """Return the best partition for training; None if there is none that this user may use.
+    """Return the best partition for training; None if this user may not use any partition.
 
     Partitions with GPUs are preferred, then those that are not preempted, then the default partition, and then those
     with the most GPUs.

@@ -21,8 +21,8 @@ def iterate_settings(table: Mapping[str, Any], above: str = "") -> Iterator[tupl
         above: prefix of the keys, with a trailing dot.
 
     Yields:
-        Keys and values; a list is one value. A table in :data:`KINDS` is preceded by its kind, such as
-        ``train.optimiser`` and ``"sgd"``.
+        Keys and values; a list counts as one value. Before the settings of a table in :data:`KINDS`, the table's kind
+        is also yielded as a value, for example ``train.optimiser`` with ``"sgd"``.
     """
     for key, value in table.items():
         name = above + key
@@ -41,7 +41,7 @@ def belongs_to_selected_kind(key: str, settings: Mapping[str, Any]) -> bool:
 
 
 def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, ...], override: str) -> None:
-    """Refuse an assignment that would undo an earlier one by replacing the table that the earlier one changed.
+    """Refuse an assignment that would undo an earlier assignment.
 
     Args:
         applied: the earlier assignments by key.
@@ -49,7 +49,8 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
         override: the assignment, for the message.
 
     Raises:
-        JobError: the assignment replaces the table of an earlier one, or selects a different optimiser or schedule.
+        JobError: the assignment replaces a table that an earlier assignment changed, or selects a different optimiser
+            or schedule.
     """
     for before, text in applied.items():
         if len(before) > len(key) and before[: len(key)] == key:

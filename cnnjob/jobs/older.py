@@ -71,7 +71,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
 
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
-    """Return the optimiser's or schedule's table with some of the old keys, in the current spelling."""
+    """Return, in the current format, the table of an optimiser or schedule with the values of the given old keys."""
     settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {format_value(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 

@@ -74,7 +74,7 @@ def _tables(section: Section, name: str) -> Iterator[tuple[str, Section]]:
 
 @cache
 def _docstrings(section: Section) -> dict[str, str]:
-    """Return the docstring of each key: the one below its field in the class or in one of its bases."""
+    """Return the docstring of each key: the string below the key's field in the class or in a base class."""
     source, names = (section.source, section.keys) if isinstance(section, Table) else (section, {})
     texts: dict[str, str] = {}
     # Python does not keep attribute docstrings, so they are read from the source; later classes override bases.

@@ -169,7 +169,11 @@ class OneOf(Settings):
 
 
 def _has_one_kind(table: dict[str, Any], kinds: Iterable[str]) -> bool:
-    """Return whether a table has exactly one kind, or only unknown keys, which are then reported with a suggestion."""
+    """Return whether a table selects exactly one kind.
+
+    The result is also True if the table selects no kind but has an unknown key, since a later check reports that key
+    and suggests a known one.
+    """
     known = [kind for kind in kinds if table.get(kind) is not None and table[kind] is not False]
     return len(known) == 1 or (not known and any(key not in kinds for key in table))
 

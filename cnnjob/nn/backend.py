@@ -54,7 +54,7 @@ class Backend(ArrayStore, Protocol):
             operation: the operation.
             x: input.
             y: output.
-            parameters: the operation's parameters by short name, and the gradients of the trainable ones.
+            parameters: the operation's parameters by short name, and the gradients of the trainable parameters.
             inputs: step inputs.
             layer_index: index of the layer in the network, part of the address of the layer's random numbers.
 

@@ -267,8 +267,9 @@ class Residual:
 
     y = activation(body(x) + shortcut(x)) (eq. 1 and 2). If the body keeps the shape, the shortcut is the identity.
     Otherwise, it is a 1×1 convolution with the same normalisation settings as the body's last convolution and the
-    stride that makes the shapes equal. If no stride does, the shortcut has the body's stride and reads a window of the
-    image: from the pixel at the centre of the body's first output to the pixel at the centre of its last output.
+    stride that makes the shapes equal. If no such stride exists, the shortcut has the body's stride and reads only a
+    window of the image, from the pixel on which the body's first output is centred to the pixel on which the body's
+    last output is centred.
     """
 
     blocks: tuple[Conv | Dropout, ...]

@@ -55,7 +55,7 @@ class Philox:
     """
 
     def __init__(self, memory: Array) -> None:
-        """Use this memory, uint64 (6, n), for n blocks of four words."""
+        """Use the array ``memory``, uint64 (6, n), to draw n blocks of four words."""
         # 64 bits per word, because the product of two 32-bit words must fit.
         self._high, self._low = memory[:2]
         self.words: Array = memory[2:]

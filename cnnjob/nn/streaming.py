@@ -18,7 +18,7 @@ Uploads = dict[int, Task]
 
 
 class ImageSource(Protocol):
-    """Images stored outside memory, uint8 (N, H, W, C)."""
+    """Images that are not held in memory but read when they are needed, uint8 (N, H, W, C)."""
 
     @property
     def shape(self) -> Shape:

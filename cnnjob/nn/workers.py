@@ -155,7 +155,10 @@ class Workers:
         return [failure for failure in results if failure is not None]
 
     def _fork(self) -> None:
-        """Fork a worker for each lane except the caller's, or as many as possible; each gets its lane of every list."""
+        """Fork one worker for each lane except the caller's; each worker gets its lane of every task list.
+
+        If the system's limits allow fewer workers, warn and use as many as possible.
+        """
         self.stop()
         try:
             for lane in range(1, self.count):

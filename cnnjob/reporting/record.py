@@ -159,7 +159,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
 
 
 def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, record: Record) -> bool:
-    """Run one reading step and return whether it succeeded; if not, add the reason to the record."""
+    """Perform one step of reading a run and return whether it succeeded; if not, add the reason to the record."""
     try:
         step(summary, record)
     except CnnjobError as error:

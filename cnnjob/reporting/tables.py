@@ -53,7 +53,7 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Return one row per group: its settings, n, and the mean and the interval's half-width of each measure."""
+    """Return one row per group: settings, n, seeds, remarks, and each measure's mean and interval half-width."""
     return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
 
 
@@ -106,7 +106,8 @@ def groups_as_latex(groups: Sequence[Group]) -> str:
 def runs_as_latex(records: Sequence[Record]) -> str:
     """Return the content of ``metrics.tex``, with only as many columns as fit on a page.
 
-    ``selected_on`` and ``test_time_augmentation`` are included only if they qualify the accuracy of a run.
+    ``selected_on`` and ``test_time_augmentation`` are included only if readers need them to interpret the accuracy of
+    a run.
     """
     qualifying = [
         name for name, plain in _UNREMARKABLE.items() if any(record.row[name] not in plain for record in records)

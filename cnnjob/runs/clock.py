@@ -58,7 +58,7 @@ def is_readable(path: Path, *folders: Path) -> bool:
 
 
 def _difference(path: Path, *folders: Path) -> float | None:
-    """Return the time of a path's file system minus the seconds since boot; None if the clock cannot be read."""
+    """Return the time on the clock of a path's file system, minus the seconds since boot; None if that fails."""
     # CLOCK_BOOTTIME, since CLOCK_MONOTONIC stops while the machine is suspended.
     device, period = path.lstat().st_dev, int(time.clock_gettime(time.CLOCK_BOOTTIME) // _PERIOD_SECONDS)
     readings = (_read(folder.absolute(), device, period) for folder in folders)
@@ -94,8 +94,9 @@ def _read(folder: Path, device: int, _period: int) -> float | None:
 
     Args:
         folder: the folder in which the file is created and then removed.
-        device: the file system's ``st_dev``; a folder on another one is skipped.
-        _period: the current period's number, part of the cache key so that a reading expires with its period.
+        device: the ``st_dev`` of the file system; if the folder is on a different file system, the result is None.
+        _period: the number of the current period; because it is part of the cache key, a cached result expires when the
+            period ends.
     """
     try:
         if folder.stat().st_dev != device:

@@ -111,10 +111,10 @@ def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
 
 
 def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
-    """Yield a message for each new run that replaces an unfinished run begun by another version.
+    """Yield a message for each new run that replaces an unfinished run begun by another version of cnnjob.
 
     Args:
-        runs: runs from :func:`create_run`; those that have already begun are ignored.
+        runs: runs from :func:`create_run`, of which only the pending ones are considered.
 
     Yields:
         A message for the user.

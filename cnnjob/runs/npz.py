@@ -157,7 +157,9 @@ def _local_header(info: zipfile.ZipInfo) -> bytes:
 
 
 def array_from_bytes(content: memoryview) -> np.ndarray:
-    """Return the array in the content of an ``.npy`` file, whose size must be exactly what the header declares.
+    """Return the array stored in an ``.npy`` file.
+
+    The file's header must declare exactly the size that the file has.
 
     Args:
         content: the content of the file, in NumPy's format.
@@ -166,7 +168,7 @@ def array_from_bytes(content: memoryview) -> np.ndarray:
         A copy of the array: integers, floating-point numbers or strings.
 
     Raises:
-        ValueError: the content is not such an array, or its size does not match the header.
+        ValueError: the content is not an array of one of these types, or its size does not match the header.
     """
     # Magic and version (8 bytes), header length (2 bytes, little endian), header, data. The header is a Python literal,
     # which numpy.load evaluates; the regular expression here allows only one spelling and a few types.

@@ -1,6 +1,7 @@
-"""Records in a run's ``slurm/``: newest submission, restart log, cancellation, and waiting ``submit --local`` process.
+"""Records in a run's ``slurm/`` folder.
 
-The restart log has one entry per attempt after which a batch script decided whether to restart the run.
+They describe the newest submission, the restarts, a cancellation, and a waiting ``submit --local`` process. The restart
+log has one entry per attempt after which a batch script decided whether to restart the run.
 """
 
 import os

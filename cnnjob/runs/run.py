@@ -335,8 +335,8 @@ class Run:
     def _is_copied(self, record: Path) -> bool:
         """Return whether an attempt's record, and therefore the heartbeat too, was copied from another run folder.
 
-        Slow copying can leave the two files with very different times, as if a process without a record had written one
-        of them.
+        If the folder was copied slowly, the copied heartbeat can be much newer than the copied record, as if it came
+        from a process without a record.
         """
         with suppress(DataError):
             return self.is_copied(json_files.read_checked(record, schemas.AttemptRecord))

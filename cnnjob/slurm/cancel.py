@@ -71,7 +71,7 @@ def _jobs_to_cancel(status: Status) -> tuple[QueuedJob, ...]:
 
 
 def _refuse_links(status: Status) -> Cancellation | None:
-    """Return a refusal if the run cannot be cancelled because its folder contains symbolic links; otherwise None."""
+    """Return the result for a run that cannot be cancelled because of symbolic links in its folder; otherwise None."""
     run = status.summary.run
     if not status.own_jobs and status.summary.state != "running" and not find_local_wait(run):
         return None

@@ -120,7 +120,10 @@ def next_attempt(run: Run) -> int:
 
 
 def read_job_array(job: QueuedJob) -> JobArray | None:
-    """Return the job array whose folder is named in a SLURM job's comment; None if there is none or it is damaged."""
+    """Return the job array whose folder is named in a SLURM job's comment.
+
+    The result is None if the comment names no folder, or if the job array's files are damaged.
+    """
     match = COMMENT.fullmatch(job.comment)
     try:
         return JobArray.read(Path(match[1])) if match else None

@@ -43,7 +43,8 @@ def users_of(summaries: Sequence[RunSummary]) -> set[int]:
 def add_submitter(runs: Path) -> None:
     """Record in a runs folder that the current user submits runs there, if the folder is writable.
 
-    The record is replaced each time, because NFS caches a folder's file list until the folder changes.
+    The record is replaced each time, even if it exists: this changes the folder, so that NFS clients do not use an
+    outdated list of its files.
     """
     with suppress(OSError):
         files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})

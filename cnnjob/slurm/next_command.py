@@ -82,7 +82,7 @@ def continue_command(run: Run, change: str = "") -> str:
 
 
 def _data_option(run: Run, job: Job) -> list[str]:
-    """Return the ``--data`` option if the job refers by name to a dataset outside ``data/``; otherwise nothing."""
+    """Return the ``--data`` option if the job names a dataset outside ``data/``; otherwise return an empty list."""
     try:
         folder = Path(run.data()["path"]).parent
     except CnnjobError:

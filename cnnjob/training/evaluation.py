@@ -197,13 +197,13 @@ class Evaluation:
 def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
     """Evaluate a finished run on a prepared dataset, and write the metrics to the run's folder.
 
-    The files are ``evaluations/DATASET-SPLIT-<digest8>.json``, and ``….csv`` for the confusion matrix; the digits are
-    those of the dataset's digest, so that another dataset with the same name has other files. ``result.json`` is not
-    changed.
+    The files are ``evaluations/DATASET-SPLIT-<digest8>.json``, and ``….csv`` for the confusion matrix. ``<digest8>`` is
+    the beginning of the dataset's digest, so that datasets with the same name have different files. ``result.json`` is
+    not changed.
 
     Args:
         run: a finished run.
-        dataset: a dataset whose image shape and number of classes are those of the network.
+        dataset: a dataset with the image shape and the number of classes that the network requires.
         split: one of the dataset's splits.
 
     Returns:
@@ -250,7 +250,7 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
     """Refuse a dataset whose images or classes do not fit a run's network.
 
     Raises:
-        JobError: the shape of the images or the number of classes is different.
+        JobError: the shape of the images, or the number of classes, is another one.
     """
     data = run.data()
     expected, found = tuple(data["image_shape"]), dataset.image_shape

@@ -150,7 +150,7 @@ def _possible_placements(setup: TrainingSetup) -> list[ImagePlacement]:
 
 
 def _how_to_stream(setup: TrainingSetup) -> str:
-    """Return advice, followed by a space, if the dataset's images cannot be streamed; otherwise an empty string."""
+    """Return advice, with a trailing space, if the dataset must be prepared again for streaming; otherwise ""."""
     if setup.dataset.format != CHUNKED_FORMAT:
         return ""
     return f"Prepare {setup.dataset.path} again with --force, so that its images can be streamed. "

@@ -99,8 +99,8 @@ def predict(
         say: receives messages for the user, for example if the run is unfinished.
 
     Returns:
-        One prediction per image. If the run's dataset is available, files whose background or contrast is unlike that
-        of the training images have a warning among their remarks.
+        One prediction per image. If the run's dataset is available, the remarks on an image from a file include a
+        warning if the image's background or contrast is unlike that of the training images.
 
     Raises:
         DataError: the run has no weights yet or is damaged; the network's outputs overflow; a file is not a usable

@@ -88,7 +88,7 @@ class TimeEstimate:
     """Estimate of the time left, from the durations of the steps and evaluations of this attempt."""
 
     def __init__(self, steps: int, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start an estimate for a number of epochs, each with a number of steps."""
+        """Start an estimate for ``epochs`` epochs of ``steps`` steps each."""
         self._steps, self._epochs, self._clock = steps, epochs, clock
         self._epoch = self._step = self._first_step = 0
         self._time = self._first_time = 0.0

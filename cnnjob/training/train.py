@@ -60,9 +60,10 @@ def train(
         job_is_over: asks the scheduler about the SLURM job of another process that seems to own the run; see
             :func:`cnnjob.runs.claims.claim`.
         checked_at_once_bytes: datasets up to this size are checked against their digests before the first step; larger
-            ones are checked in a thread, and nothing is saved before that check is complete.
-        in_memory_bytes: maximum size of a dataset whose images are loaded; the images of a larger one are read from
-            the file as they are needed. By default, they are loaded if they fit. The bits do not depend on this size.
+            datasets are checked in a thread, and nothing is saved before that check is complete.
+        in_memory_bytes: maximum size of a dataset whose images are loaded into memory; the images of a larger dataset
+            are read from its file as they are needed. By default, images are loaded if they fit. The bits do not depend
+            on this size.
 
     Returns:
         The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes) or ``was finished``.

@@ -43,7 +43,7 @@ class ReadingRow:
 
 
 def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[ReadingRow]:
-    """Measure how fast files of random images are read; the files are removed afterwards.
+    """Write files of random images, measure how fast they are read, and remove the files.
 
     Args:
         folder: the folder for the files, on the disk to measure.
@@ -51,7 +51,8 @@ def measure_reading(folder: Path, file_bytes: int, seconds: float) -> Iterator[R
         seconds: duration of each measurement with random batches.
 
     Yields:
-        One row per image shape and way of reading; for each shape, the page cache is measured before the disk.
+        One row per image shape and way of reading (in order or in random batches, from the page cache or from disk);
+        for each shape, reading from the page cache is measured first.
     """
     for shape in IMAGE_SHAPES:
         with TemporaryDirectory(prefix="cnnjob-bench-", dir=folder) as inside:

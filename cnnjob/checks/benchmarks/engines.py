@@ -55,7 +55,7 @@ class Engine:
         return self.times(max(measurements, min(MAX_MEASUREMENTS_PER_TURN, round(MIN_TURN_SECONDS / warm_seconds))), 1)
 
     def times(self, measurements: int, steps: int) -> list[float]:
-        """Return the seconds per step of each measurement, which times ``steps`` steps together."""
+        """Time ``steps`` consecutive steps, ``measurements`` times; return the seconds per step of each measurement."""
         wait = self.wait or do_nothing
         seconds = []
         for _ in range(measurements):

@@ -37,7 +37,7 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def _cpu_products(work: Workload) -> Iterator[Task]:
-    """Yield the matrix products of each block and shard: forward pass, weight gradient, input gradient if needed."""
+    """Yield each shard's matrix products: the output, the weight gradient and, if needed, the input gradient."""
     for layer_index, layer in enumerate(work.layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
@@ -52,9 +52,9 @@ def _cpu_products(work: Workload) -> Iterator[Task]:
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the sizes (m, k, n) of each shard's matrix product.
+    """Yield the sizes (m, k, n) of the matrix product of each shard of a layer.
 
-    A convolution is split by images; a dense block is split by input values.
+    The shards of a convolution contain different images; those of a dense block contain different input values.
     """
     weights = layer.block.parameters(layer.input_shape)["weights"].shape
     inner, columns = prod(weights[:-1]), weights[-1]

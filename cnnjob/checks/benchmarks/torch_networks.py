@@ -168,7 +168,7 @@ def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
 
 
 def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
-    """Convert a module's tensor, or the gradient of one, to an array with cnnjob's order of axes.
+    """Convert a module's tensor, or that tensor's gradient, to an array with cnnjob's order of axes.
 
     Args:
         tensor: a torch tensor.

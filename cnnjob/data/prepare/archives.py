@@ -154,7 +154,7 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
 
     Args:
         archive: path of the archive, for messages.
-        file: its decompressed content.
+        file: decompressed content of the archive.
 
     Yields:
         Each member's name, its type (``file``, ``folder`` or ``link``), and the position and size of its content.

@@ -100,7 +100,10 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """Return a short reason why a download failed; requests and urllib3 repeat it several times in one message."""
+    """Return a short reason why a download failed.
+
+    The messages of the libraries requests and urllib3 are long, because they repeat the reason several times.
+    """
     if isinstance(error, OSError) and error.errno is not None:  # a local disk error; requests sets no errno
         return str(error)
     if (response := getattr(error, "response", None)) is not None:

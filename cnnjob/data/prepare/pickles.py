@@ -98,7 +98,7 @@ class _Unread(bytes):
 
 
 class _Skimmed(io.BytesIO):
-    """A pickle as a stream for :mod:`pickletools`, which would otherwise copy 150 MB of pixels twice."""
+    """Stream of a pickle that skips large blocks, so that :mod:`pickletools` does not copy 150 MB of pixels twice."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read up to ``size`` bytes; if ``size`` is large, skip the bytes and return a placeholder."""

@@ -2,8 +2,8 @@
 
 :func:`prepare` is the only entry point. :mod:`~cnnjob.data.prepare.sources` finds, downloads and hashes the files of a
 published dataset; :mod:`~cnnjob.data.prepare.folders` finds and hashes a user's images. One module per format reads
-them as a stream of chunks, and :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files are read by
-:mod:`cnnjob.data.dataset`.
+the source files as a stream of chunks, and :mod:`~cnnjob.data.prepare.writer` writes any such stream. Prepared files
+are read by :mod:`cnnjob.data.dataset`.
 """
 
 import math
@@ -199,7 +199,7 @@ class _Request:
         return self.name in _ENTRIES
 
     def published(self) -> dict[str, str] | None:
-        """Return the checksums of the files to be downloaded; None if they are not known in advance."""
+        """Return the checksums of the files to be downloaded; None if the checksums are not known in advance."""
         if self.source is not None or not self.is_published or self.name == DIGITS.name:
             return None
         return {file.name: file.sha256 for file in _ENTRIES[self.name].files}

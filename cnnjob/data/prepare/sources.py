@@ -63,7 +63,8 @@ def check(entry: Entry, files: Mapping[str, Path], pin: str | None) -> dict[str,
         The SHA-256 of each file, by name.
 
     Raises:
-        DataError: a file is not the expected one; the message states both checksums and the option that accepts it.
+        DataError: a file does not match. The message states both checksums and, if no pin was given, the option that
+            accepts the file.
     """
     sums = {name: _sums(path) for name, path in files.items()}
     sha256 = {name: sha for name, (_, sha) in sums.items()}
@@ -180,7 +181,7 @@ def _from_mirrors(entry: Entry, *, progress: bool) -> Files:
 
 
 def _from_url(entry: Entry, url: str, pin: str | None, *, progress: bool) -> Files:
-    """Download one archive, or all published files if the address ends in a slash."""
+    """Download the archive at ``url`` or, if ``url`` ends in a slash, all published files below it."""
     # Each address has its own cache folder, since another address may serve different content under the same names.
     folder = cache_folder() / entry.name / short_digest(sha256_of(url.encode()))
     if url.endswith("/"):

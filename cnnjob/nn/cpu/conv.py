@@ -2,12 +2,12 @@
 
 Each of the P² outputs in a pooling window belongs to a different *phase*. A phase is a GEMM over the patches of its
 outputs, so that max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For the backward
-pass, each phase stores a mask of the windows whose gradient it receives: the first maximum in row-major order receives
-it.
+pass, each phase stores a mask of the windows whose gradient it receives. The gradient of a window goes to the phase
+with the maximum output; if several outputs are equal, it goes to the first of them in row-major order.
 
 A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit in a core's cache.
-The backward pass therefore gathers the patches again, which is faster than storing them. Only patches with few
-channels, which are small and slow to gather, are stored.
+The patches of a cache block are not stored for the backward pass, since gathering them again is faster. Only patches
+with few channels are stored, since they are small and slow to gather.
 """
 
 from functools import partial
@@ -92,7 +92,7 @@ class _Kernel:
         self.turned = arena.take((K, K, F, C) if with_turned else (0,), dtype)
 
     def load_parameters(self) -> None:
-        """Copy the current parameters into the matrices."""
+        """Update the matrix, and the rotated kernel if it is needed, from the current parameters."""
         weights = self._w["weights"]
         if "bias" in self._w:
             np.copyto(self.matrix[:-1], weights.reshape(self.matrix[:-1].shape))

@@ -33,7 +33,7 @@ def mean_outputs(
 ) -> tuple[list[Task], Task]:
     """Plan the softmax of the weighted mean of the logits (N, K) over several views.
 
-    The last task writes the result to ``inputs.probabilities`` and advances to the next step.
+    The last task writes the result to ``inputs.probabilities`` and advances ``inputs.position`` to the next step.
 
     Returns:
         One task to run after each view, and the last task.
@@ -59,7 +59,7 @@ def mean_outputs(
 
 
 def _write_probabilities(inputs: StepInputs, p: Array, _: Array, compute_softmax: Task) -> Task:
-    """Return a task that computes the softmax, copies it to ``inputs.probabilities``, and advances to the next step."""
+    """Return a task that writes the softmax to ``inputs.probabilities`` and advances ``inputs.position``."""
 
     def run() -> None:
         compute_softmax()

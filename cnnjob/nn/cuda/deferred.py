@@ -29,7 +29,7 @@ class DeferredPart:
 
 @dataclass(frozen=True, eq=False)
 class DeferredBatch(DeferredPart):
-    """The loading of a batch; here, ``reads`` contains the tensor to which the images are written."""
+    """Part of a step that loads a batch; its ``reads`` contains the tensor to which the images are written."""
 
     inputs: StepInputs
     pixels: PixelNormalisation

@@ -69,7 +69,7 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
     Args:
         record: the run's record.
         anchor: the section's ``id`` on the page.
-        n_runs: number of runs on the page; the more there are, the less is shown of each.
+        n_runs: number of runs on the page; if there are many, each section shows less.
 
     Returns:
         The section.

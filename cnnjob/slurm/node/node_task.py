@@ -92,7 +92,14 @@ class NodeTask:
         return EXIT_STOPPED if outcome.state == "stopped" else 0
 
     def _train(self, run: Run, deadline: Deadline) -> Outcome:
-        """Train the run; if a later job for it is being withdrawn, wait until that job has released the run."""
+        """Train the run.
+
+        If the run is owned by a SLURM job that was submitted later than this job, wait for a limited time: the later
+        job is withdrawn and then releases the run.
+
+        Raises:
+            BusyError: another process owns the run and did not release it in time.
+        """
         end = time.monotonic() + LATER_JOB_SECONDS
         while True:
             try:

@@ -5,7 +5,8 @@
 FOLDER is the folder of the run, or of the sweep to which this array task belongs; CODE is the attempt's exit code. The
 job is requeued if the site allows it; otherwise a successor is submitted. Only the number of restarts without progress
 is limited. A run is never restarted after a cancellation or after the job's own error (an invalid job file, a bug, a
-loss that is not finite). If a damaged record makes this unclear, the run is not restarted, and the user has to decide.
+loss that is not finite). If the decision depends on a damaged record, the run is not restarted, and the user has to
+decide.
 """
 
 import errno
@@ -75,7 +76,7 @@ def decide(run: Run, code: int, ended_by: str) -> str:
 
 
 def _count_restarts_in_vain(run: Run) -> int:
-    """Return the number of consecutive restarts without progress, up to the latest one.
+    """Return the length of the current series of restarts without progress.
 
     Raises:
         DataError: the restart log is damaged, and the last attempt made no progress.
@@ -108,7 +109,7 @@ def _has_begun(run: Run) -> bool:
 
 
 def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """Return the number of consecutive restarts, up to the latest one, that led to no newer checkpoint.
+    """Return how many consecutive restarts, counted back from the latest, have led to no newer checkpoint.
 
     Requeues by SLURM itself, for example after a preemption, do not count. A manual submission resets the count.
 

@@ -166,7 +166,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
 
 
 def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
-    """Return the jobs that have not ended and could not be cancelled, each with its line from :func:`cancel_jobs`."""
+    """Return, by job id, the lines from :func:`cancel_jobs` for jobs that have not ended and could not be cancelled."""
     errors = [line for line in lines if "error" in line and not any(part in line for part in _ALREADY_OVER)]
     return {job_id: line for job_id in job_ids for line in errors if job_id in line.replace(":", " ").split()}
 
@@ -220,10 +220,10 @@ def job_is_over(attempt: Mapping[str, Any], silent_seconds: float) -> bool:
         silent_seconds: time since the attempt's last heartbeat.
 
     Returns:
-        False for a job on another cluster, since the same id belongs to a different job here. If SLURM does not know
-        the id, or if it now belongs to another job, a job on this cluster counts as ended once three heartbeats are
-        missing. If the record does not name a cluster, the job counts as ended only if SLURM reports that it has ended
-        and three heartbeats are missing.
+        False if the job is on another cluster, since its id belongs to a different job here. True if the job is on this
+        cluster and SLURM reports that it has ended. If SLURM has no job with this id, or has reused the id for another
+        job, a job on this cluster counts as ended once three heartbeats have been missed. If the record does not name a
+        cluster, the job counts as ended only if SLURM reports that it has ended and three heartbeats have been missed.
     """
     return _query_is_over(attempt, silent_seconds, cache(query_config))
 

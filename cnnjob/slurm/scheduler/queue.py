@@ -138,7 +138,7 @@ def parse_ids(text: str, most: int = _MOST_TASKS) -> list[str]:
     """Return the ids in a string such as ``17``, ``17_3``, ``17+0`` or ``17_[3-5,9%2]``; none if it is truncated.
 
     Args:
-        text: the id, as squeue or sacct prints it, of a job, of one or several array tasks, or of a component of a
+        text: output of squeue or sacct that identifies a job, one or more array tasks, or a component of a
             heterogeneous job.
         most: the maximum number of array tasks; if the string contains more, no ids are returned.
     """

@@ -76,7 +76,10 @@ class Site:
     """True if the site uses SLURM accounting: jobs belong to accounts, and their outcomes are stored."""
 
     def partition_of(self, request: Request) -> Partition | None:
-        """Return the first partition that a request specifies, or the default one; None if it does not exist."""
+        """Return the first partition in a request, or the default partition if the request names no partition.
+
+        The result is None if the site has no such partition.
+        """
         if request.partition:
             return self.partitions.get(request.partition.split(",")[0])
         return next((partition for partition in self.partitions.values() if partition.is_default), None)
@@ -176,7 +179,10 @@ def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
 
 
 def _query_limit_value(limit: Limit) -> str:
-    """Return the value of a limit, or one value per account or QOS if they differ; empty if SLURM reports none."""
+    """Return the value of a limit as text; empty if SLURM reports none.
+
+    If the limit differs between this user's accounts or QOS, the text lists the value for each account or QOS.
+    """
     try:
         if limit.table == "associations":
             # a row without a user contains the limits of the account as a whole
@@ -205,7 +211,10 @@ def _login_name() -> str:
 
 
 def _valid_choices(refusal: str) -> str:
-    """Return this user's accounts or QOS if sbatch refused the one requested; otherwise an empty string."""
+    """Return text that lists this user's accounts or QOS, if sbatch refused the requested account or QOS.
+
+    The text is empty if sbatch refused for another reason, or if the names cannot be queried.
+    """
     key = next((key for key in ("account", "qos") if re.search(rf"invalid {key}", refusal, re.IGNORECASE)), None)
     if key is None:
         return ""
@@ -257,7 +266,7 @@ def _refusal_by(partition: Partition, request: Request) -> str:
 
 
 def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
-    """Return a hint with the closest match for a name, if any, and the valid names at a site or in a partition."""
+    """Return a hint that lists the valid names for a site or partition, after the closest match if there is one."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
     return f"{hint}Valid names for this {owner}: {', '.join(sorted(known))}"

@@ -144,9 +144,9 @@ def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path
 
 
 def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
-    """Move the new copy to the path of a snapshot folder, or repair the folder if it exists.
+    """Move a new copy of the package to the path of a snapshot folder, or repair the folder if it exists.
 
-    Meanwhile, a SLURM job may start from that folder, and another submission may install the same copy.
+    During this call, a SLURM job may start from the folder, and another submission may install an identical copy.
 
     Raises:
         OSError: the copy could not be installed.

@@ -100,10 +100,7 @@ def _node_task(array: JobArray) -> NodeTask:
 
 
 def lacks_files(array: JobArray, job_id: str) -> bool:
-    """Return whether the pickle of a job or an array task is missing and this user can write it.
-
-    A folder to which this user cannot write counts as complete.
-    """
+    """Return whether the pickle of a job or an array task is missing and this user has permission to write it."""
     folder = array.files_folder
     if not os.path.lexists(folder):  # removed while the job was waiting, so SLURM could not even open the job's log
         return os.access(folder.parent, os.W_OK)

@@ -116,7 +116,7 @@ class _Announcement:
 
 
 def _file_version(path: Path) -> tuple[int, int] | None:
-    """Return a file's inode and modification time, which differ between its versions; None if there is no such file."""
+    """Return a file's inode and modification time, which identify its version; None if the file does not exist."""
     try:
         state = path.stat()
     except OSError:

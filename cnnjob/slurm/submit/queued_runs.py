@@ -82,10 +82,10 @@ def _read_queue(runs: Sequence[Run]) -> tuple[list[RunSummary], JobIndex]:
 
 
 def find_successor(array: JobArray) -> QueuedJob | None:
-    """Return a successor whose submission received no answer from sbatch; None if there is none.
+    """Search the queue for a successor that sbatch may have submitted without answering; None if none is found.
 
     Raises:
-        SchedulerError: the scheduler did not answer.
+        SchedulerError: the scheduler did not answer the query of the queue.
     """
     try:
         listing = queue.list_queue([os.getuid()])

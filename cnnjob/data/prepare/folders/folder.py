@@ -125,10 +125,10 @@ def image_shape(found: Survey, options: FolderOptions, where: str) -> tuple[int,
 
 
 def merged_subfolders(layout: FolderLayout) -> Iterator[str]:
-    """Yield a description of subfolders whose images belong to the class of the images next to them.
+    """Yield a description of subfolders whose images belong to the same class as the images in a folder above them.
 
     Yields:
-        One line, if there are any such folders.
+        One line, if there are any such subfolders.
     """
     folders = {name.rpartition("/")[0] for classes in layout.splits.values() for names in classes for name in names}
     inner = sorted(folder for folder in folders if any(parent in folders for parent in _parents(folder) if parent))

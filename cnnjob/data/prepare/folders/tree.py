@@ -50,8 +50,8 @@ class Listing:
     Attributes:
         files: files that may be images.
         folders: all visible folders, including empty ones.
-        left_out: hidden files and folders, those that desktops or archivers create, and files whose names show that
-            they are not images.
+        left_out: files and folders that are not used: hidden ones, those created by desktop environments or archive
+            programs, and files whose names show that they are not images.
         remarks: remarks for the user on how the listing was read.
     """
 
@@ -130,7 +130,7 @@ class FolderTree:
             return None
 
     def digest(self, name: str) -> bytes:
-        """Return the SHA-256 of a file that is too large to be held in memory."""
+        """Return the SHA-256 of a file without holding the whole file in memory."""
         with open_regular(self.root / name) as file:
             return hashlib.file_digest(file, "sha256").digest()
 
@@ -141,7 +141,9 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int]) -> Iterator[tuple[str, bool]]:
-    """Yield each path below a folder, sorted within its parent folder, and whether it is a folder.
+    """Yield the path of every file and folder below a folder, each with True for a folder and False for a file.
+
+    The entries of each folder are sorted by name.
 
     Args:
         folder: the folder.
