@@ -210,8 +210,8 @@ def _print_prepared(prepared: "Prepared") -> None:
 def _job_name(dataset: "Dataset") -> str:
     """Return the argument with which ``cnnjob train`` trains on a dataset.
 
-    The argument is the dataset's name. If ``cnnjob train`` would not find this dataset by that name, the argument is
-    the path of the dataset's file, and ``cnnjob train`` uses the dataset's built-in job.
+    The argument is the dataset's name if ``cnnjob train`` would find this dataset and a suitable job by that name.
+    Otherwise, it is the path of the dataset's file; ``cnnjob train`` then uses the dataset's built-in job.
     """
     from cnnjob.data.prepare.prepare import KNOWN
 

@@ -322,7 +322,7 @@ def _was_cancelled(run: Run) -> bool:
     """Return whether ``cnnjob cancel`` cancelled this job.
 
     Raises:
-        DataError: the cancellation record is damaged, and the run has not been submitted again since it was written.
+        DataError: the cancellation record is damaged and newer than the last submission of the run.
     """
     try:
         record = read_cancellation(run)
