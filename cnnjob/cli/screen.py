@@ -27,6 +27,10 @@ LONG_TABLE = 200
 """Maximum number of rows that rich prints; rich takes over a second per 1000 rows, so longer ones are plain text."""
 _BAR_WIDTH = 16
 """Width of the bar that shows the progress within an epoch, in characters."""
+STATE_COLOURS = {
+    "finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "red", "damaged": "red",
+}  # fmt: skip
+"""Colours of the states of runs in tables; other states keep the terminal's colour."""
 LAST_WIDTH = 16
 """Minimum width of a folded last column, in characters."""
 
@@ -204,6 +208,7 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     padding = (0, 1, 0, 0) if narrow else (0, 1)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
@@ -213,7 +218,11 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
         is_unfolded = narrow and column < len(header) - 1
         table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=is_unfolded)
     for row in rows:
-        table.add_row(*row)
+        cells = [
+            Text(cell, STATE_COLOURS.get(cell, "")) if title == "state" else cell
+            for title, cell in zip(header, row, strict=True)
+        ]
+        table.add_row(*cells)
     return table
 
 

@@ -260,6 +260,7 @@ def on_a_terminal(*words: str, columns: int = 80, exit_code: int = 0, **variable
 def test_colour_only_where_it_is_wanted() -> None:
     assert "\x1b[32m" in on_a_terminal("doctor", PATH="/nowhere")
     assert "\x1b" not in on_a_terminal("doctor", PATH="/nowhere", NO_COLOR="1")
+    assert "\x1b[32mfinished" in on_a_terminal("status", "runs", PATH="/nowhere")
     assert "\x1b" not in on_a_terminal("status", "runs", PATH="/nowhere", TERM="dumb")
     assert "\x1b[31mcnnjob:\x1b[0m gone: no such run" in on_a_terminal("logs", "gone", exit_code=3)
     assert on_a_terminal("logs", "gone", exit_code=3, NO_COLOR="1").startswith("cnnjob: gone: no such run")
