@@ -218,11 +218,11 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
         is_unfolded = narrow and column < len(header) - 1
         table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=is_unfolded)
     for row in rows:
-        cells = [
+        styled: list[Text | str] = [
             Text(cell, STATE_COLOURS.get(cell, "")) if title == "state" else cell
             for title, cell in zip(header, row, strict=True)
         ]
-        table.add_row(*cells)
+        table.add_row(*styled)
     return table
 
 
