@@ -71,7 +71,9 @@ def require_attributes(owner: Any, where: str, allowed: Iterable[str] = ()) -> N
 
 
 def subgroup(group: h5py.Group, name: str) -> h5py.Group:
-    """Return a subgroup of a group whose members have been checked.
+    """Return the subgroup ``name`` of a group.
+
+    The group must have a member of this name; :func:`require_members` returns the names.
 
     Raises:
         ValueError: the member is not a group, or has attributes.
@@ -121,7 +123,11 @@ def chunked_array(group: h5py.Group, name: str, dtypes: Iterable[Any]) -> h5py.D
 def _dataset(
     group: h5py.Group, name: str, dtypes: Iterable[Any], layout: int, filters: list[int]
 ) -> tuple[h5py.h5d.DatasetID, str]:
-    """Open an array and return it with its path for messages; refuse an unexpected layout, filter or type."""
+    """Open an array and check how it is stored; return the array and its path.
+
+    Raises:
+        ValueError: the member is not an array, has attributes, or has an unexpected layout, filter or type.
+    """
     where = f"{group.name}/{name}"
     if h5py.h5o.get_info(group.id, name.encode()).type != h5py.h5o.TYPE_DATASET:
         raise ValueError(f"a member is a group or a named datatype instead of an array (found {where})")

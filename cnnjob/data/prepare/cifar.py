@@ -27,17 +27,17 @@ _AGAIN = "Copy or download it again"
 
 
 def read(entry: Entry, files: Mapping[str, Path]) -> Iterator[Chunk]:
-    """Yield the images of all batches.
+    """Yield all images of CIFAR-10 or CIFAR-100.
 
     Args:
-        entry: CIFAR-10 or CIFAR-100.
-        files: either the archive or all batches, by name.
+        entry: the catalogue entry of the dataset.
+        files: either the archive or all batch files, by name.
 
     Yields:
         Chunks of images (N, 32, 32, 3), each with its position in the split.
 
     Raises:
-        DataError: the archive or a batch is damaged, or a batch is missing.
+        DataError: the archive or a batch file is damaged, or a batch file is missing.
     """
     positions = _batch_positions(entry)
     batches: Iterator[tuple[str, str, bytes]]

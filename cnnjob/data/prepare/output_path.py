@@ -67,10 +67,10 @@ def require_same(out: Path, found: tuple[int, ...] | None) -> None:
 
     Args:
         out: the file to be written.
-        found: its :func:`identity` before.
+        found: the :func:`identity` of the file before the dataset was prepared.
 
     Raises:
-        JobError: the file differs.
+        JobError: the file was created or changed in the meantime.
     """
     if identity(out) != found:
         raise JobError(

@@ -57,7 +57,7 @@ class _Kind:
 
 
 class _Text:
-    """Replacement for ``_codecs.encode``, which creates bytes in pickles with a protocol below 3."""
+    """Replacement for ``_codecs.encode``, the function that pickles with a protocol below 3 call to create bytes."""
 
     def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # returns bytes, not an instance
         return text.encode("latin-1")

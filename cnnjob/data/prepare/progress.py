@@ -22,14 +22,14 @@ from cnnjob.data.prepare.writer import Chunk, DatasetContents
 
 
 def counted(contents: DatasetContents, name: str) -> DatasetContents:
-    """Wrap contents so that a progress bar on stderr counts their images as they are written.
+    """Return the contents with a progress bar on stderr, which counts the images as they are written.
 
     Args:
         contents: the contents to be written.
         name: label of the progress bar.
 
     Returns:
-        The wrapped contents, to be written instead.
+        The contents to pass to the writer.
     """
     return replace(contents, blocks=_counted(contents.blocks, name, contents.n_images))
 

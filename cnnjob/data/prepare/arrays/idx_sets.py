@@ -39,7 +39,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
         The files of each set by split and type (images or labels), keyed by the set's name, which may be empty.
 
     Raises:
-        DataError: two files have the same role in one set.
+        DataError: a set has two files of images, or two files of labels, for the same split.
     """
     sets: dict[str, Roles] = defaultdict(dict)
     # An unpacked file is listed before its archive, which is then not read.

@@ -34,7 +34,7 @@ _AGAIN = "Copy or download it again"
 
 
 def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
-    """Return the SVHN images in a folder; None if the folder contains no such files.
+    """Return SVHN's cropped digits; None if the folder contains neither ``train_32x32.mat`` nor ``test_32x32.mat``.
 
     Args:
         root: the folder.

@@ -139,7 +139,13 @@ class ZipTree(FolderTree):
         return hashlib.sha256(self.read(name)[0] or b"").digest()
 
     def _archive(self) -> tuple[zipfile.ZipFile, Stamp]:
-        """Return the open archive and its stamp; each process opens it itself and so has its own file position."""
+        """Return the open archive and the archive's stamp.
+
+        Each process opens the archive separately, because processes that share an open file also share its position.
+
+        Raises:
+            DataError: the archive is damaged.
+        """
         if self._opened is None or self._opened[0] != os.getpid():
             file = open_regular(self.root)
             weakref.finalize(self, file.close)  # members are read until the last chunk has been written

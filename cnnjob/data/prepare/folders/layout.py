@@ -199,7 +199,7 @@ def _is_only_split(folder: _Folder) -> bool:
 
 
 def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
-    """Return the folder of each split; empty if the folders are class folders."""
+    """Return the folder of each split; an empty dict if the folders in the root are classes and not splits."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in root.folders:
         if found := split_of_name(name):
@@ -231,7 +231,11 @@ def _find_splits(root: _Folder, where: str) -> dict[str, _Folder]:
 
 
 def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
-    """Return whether the folder named train is a class (the vehicle): it and a folder next to it contain images."""
+    """Return whether the folder named train is not the training split but a class, such as images of trains.
+
+    This is assumed if there are no other splits, the folder contains images but no class folders, and another folder
+    next to it also contains images.
+    """
     if set(group) != {"train"}:
         return False
     train = root.folders[group["train"][0]]

@@ -98,7 +98,7 @@ def _await_result(future: Future[R]) -> R:
 
 
 def _prepare_worker(parent: int, state: Any) -> None:
-    """Store the state, and make this process exit when the caller does, even if the caller is killed."""
+    """Store the state that the tasks share, and make this worker exit when the parent process exits or is killed."""
     _STATE.append(state)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the caller was killed before the call to prctl

@@ -166,8 +166,8 @@ def _examine_files(
 
     Returns:
         For each file, the survey result, or a string that describes why the file is unusable; and the pixels of the
-        decoded images, in the same order, as one array (N, H, W, C) per shape, because pickling an array takes as
-        long as reading a small file.
+        decoded images, in the order of the files, as one array (N, H, W, C) per shape. Separate arrays would be slow,
+        since pickling an array takes as long as reading a small file.
     """
     names, options = task
     results: list[_Examined | str] = []
