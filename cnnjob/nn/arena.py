@@ -152,7 +152,7 @@ class Arena:
         return _shaped(self._carve(aligned(size)), shape, dtype)
 
     def constant(self, values: Array) -> Array:
-        """Return an array that nothing else uses, filled with these values."""
+        """Return a copy of ``values`` in an array that nothing else uses."""
         array = self.take(values.shape, values.dtype)
         if self._owner:
             self._owner.copy(values, array)
@@ -170,7 +170,7 @@ class Arena:
         ]
 
     def _carve(self, size: int) -> Array | None:
-        """Take the next bytes of the arena's memory, or only count them if it has none."""
+        """Return the next ``size`` bytes of the arena; if the arena has no memory, count them and return None."""
         start = self._used_bytes
         self._used_bytes += size
         return None if self._memory is None else self._memory[start : start + size]

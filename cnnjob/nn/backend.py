@@ -78,7 +78,8 @@ class Backend(ArrayStore, Protocol):
     ) -> tuple[list[Task], Task]:
         """Plan the softmax of the weighted mean of the logits over several views.
 
-        The last task writes the result to the step's rows in ``inputs.probabilities`` and advances to the next step.
+        The last task writes the result to ``inputs.probabilities``, in the rows of the current step, and advances to
+        the next step.
 
         Args:
             arena: memory for the buffers.
@@ -87,7 +88,7 @@ class Backend(ArrayStore, Protocol):
             view_weights: weight of each view in the mean.
 
         Returns:
-            One task to run after each view, and the last task.
+            One task per view, to run after the view's forward pass, and the last task.
         """
 
     def update(

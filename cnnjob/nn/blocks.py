@@ -298,7 +298,9 @@ class Residual:
         return build_layers(self.blocks, list(_number_names(self.blocks)), shape)
 
     def projection(self, shape: Shape) -> "Layer | None":
-        """Return the projection, which reads the pixels in :meth:`window`, or None if the shortcut is the identity.
+        """Return the layer that computes the shortcut, or None if the shortcut is the identity.
+
+        The layer reads only the part of the image that :meth:`window` returns.
 
         Raises:
             ValueError: no shortcut can produce the body's output shape.

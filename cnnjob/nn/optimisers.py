@@ -28,7 +28,7 @@ class Lookahead:
     """Exponent of t / T, the completed fraction of training."""
 
     def alphas(self, steps: range, total: int) -> Array:
-        """Return Lookahead's α for each of the given steps, or −1 for steps that are not followed by a reset.
+        """Return Lookahead's α for each of the given steps, or −1 for steps after which the weights are not reset.
 
         Args:
             steps: the steps, counted from the start of training.

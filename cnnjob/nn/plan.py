@@ -140,7 +140,10 @@ class EvaluationPlan:
         return probabilities
 
     def _evaluate(self, images: Array | ImageSource, order: Array, probabilities: Array) -> None:
-        """Evaluate at most as many images as ``inputs.order`` can hold, and copy their probabilities to the host."""
+        """Evaluate images, and copy their probabilities to the host.
+
+        The indices in ``order`` must fit into ``inputs.order``.
+        """
         backend, inputs = self._backend, self._inputs
         steps = -(-len(order) // self._batch_size)
         # np.resize repeats the indices until the last batch is full; the rows of the repeated ones are not copied.

@@ -15,8 +15,8 @@ from cnnjob.nn.pixels import PixelNormalisation
 class State:
     """A network's parameters, gradients and optimiser slots.
 
-    The running statistics of batch normalisation are stored among the parameters, so they are saved, copied and
-    selected together. Only the optimiser skips the running statistics.
+    The running statistics of batch normalisation are stored among the parameters, and are saved, copied and selected
+    with them. The optimiser does not update the running statistics.
     """
 
     def __init__(self, network: Network, optimiser: Optimiser, backend: Backend, *, shape_only: bool = False) -> None:

@@ -282,7 +282,7 @@ def _serve(connection: socket.socket, lists: Mapping[int, Sequence[Task]]) -> No
 
 
 def _run_and_pickle_failure(tasks: Sequence[Task]) -> bytes:
-    """Run tasks; return empty bytes, or the pickled exception of a failed one with its traceback as a note."""
+    """Run tasks; return empty bytes or, if a task fails, its pickled exception, with the traceback as a note."""
     try:
         run_all(tasks)
     except BaseException as error:  # noqa: BLE001 - raised again in the caller

@@ -43,7 +43,10 @@ def gather(
 
 
 def _plan_draw(device: Device, change: Augmentation, inputs: StepInputs, views: Array) -> Task:
-    """Plan the task that draws random changes; the values equal those of :meth:`cnnjob.nn.pixels.Augmentation.draw`."""
+    """Plan the task that draws a random flip and translation for each image.
+
+    The values equal those drawn by :meth:`cnnjob.nn.pixels.Augmentation.draw`.
+    """
     address = np.uint32(inputs.seed), np.uint32(Purpose.AUGMENTATION)
     numbers = FLIPS[change.flip], change.translate, len(views)
     arguments = scalars(

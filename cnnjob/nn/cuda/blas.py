@@ -49,7 +49,7 @@ class Blas:
             library: libcublas, loaded with ctypes.
             stream: pointer to the CUDA stream.
             workspace: device memory that nothing else uses.
-            tf32: True to round factors to a 10-bit mantissa for the tensor cores; sums are float32.
+            tf32: whether to round float32 matrices to a 10-bit mantissa for the tensor cores; sums are float32.
         """
         self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32

@@ -102,7 +102,7 @@ def mean_outputs(
     The last task writes the result to ``inputs.probabilities`` and advances to the next step.
 
     Returns:
-        One task to run after each view, and the last task.
+        One task per view, to run after the view's forward pass, and the last task.
     """
     # A single view has weight 1: its logits are the mean.
     if len(view_weights) == 1:

@@ -80,8 +80,8 @@ class Device(Protocol):
     ) -> None:
         """Compute out = alpha·a·b + beta·out for matrices with contiguous rows.
 
-        ``transpose`` specifies whether to transpose a and b, respectively. Both are float32 or both are float16; sums
-        are float32.
+        ``transpose`` specifies whether to transpose a and b, respectively. The matrices a and b have the same type,
+        float32 or float16; sums are float32.
         """
 
 
@@ -93,7 +93,7 @@ class ShapeOnlyDevice:
         self.precision = precision
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function that raises an error: plans may refer to it, but must not call it."""
+        """Return a function that raises an error when called; a plan may store the function, but must not call it."""
 
         def fail(*_: Any, **__: Any) -> Any:
             raise RuntimeError(f"{name}: called on a device without memory, which can only count bytes")

@@ -107,7 +107,7 @@ class FirstConv:
         return even + 2 if even % 32 == 0 else even
 
     def plan(self, device: Device, arena: Arena, sums: "_Sums") -> dict[DeferredPart, ForwardBackward]:
-        """Plan the batch and the conv block; the batch has no tasks of its own."""
+        """Plan the batch and the conv block; the block's tasks also load the images, so the batch has no tasks."""
         layer, block, x, y = self.layer, self.block, self.batch.x, self.layer.y
         (N, height, width, F), (H, W, C) = y.value.shape, x.value.shape[1:]
         training, bands = y.trainable, -(-height // WARPS)
@@ -243,6 +243,6 @@ def _is_dense(part: DeferredPart, activation: Activation) -> TypeGuard[DeferredO
 
 
 def _is_fully_trainable(layer: DeferredOperation) -> bool:
-    """Return whether a layer has weights and bias, both trainable unless it is planned for evaluation."""
+    """Return whether a layer has weights and a bias and, unless it is planned for evaluation, both are trainable."""
     names = {"weights", "bias"}
     return layer.weights.keys() >= names and (not layer.gradients or layer.gradients.keys() >= names)

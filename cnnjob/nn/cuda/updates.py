@@ -23,7 +23,10 @@ def update(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan the task that updates all segments (see :mod:`cnnjob.nn.optimisers`) and advances to the next step."""
+    """Plan the task that updates the parameters in all segments and advances to the next step.
+
+    The formulas are given in :mod:`cnnjob.nn.optimisers`.
+    """
     weights, gradients, slots = buffers
     # A single launch for all segments: the table assigns each thread block its piece, with the settings for the update.
     pieces = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, BLOCK_ELEMENTS)]
