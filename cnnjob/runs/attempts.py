@@ -82,8 +82,8 @@ def _describe_attempt(
 def _find_decision(record: dict[str, Any], restart_log: Sequence[dict[str, Any]]) -> str:
     """Return the text of the decision made after an attempt; empty if there is none.
 
-    A requeued SLURM job keeps its id, so a decision belongs to the attempt with the same restart count. Older versions
-    wrote entries without that count; these are identified by their position among the job's decisions.
+    Since a requeued SLURM job keeps its id, the decision is identified by the job id and the restart count. Older
+    versions did not record the restart count; their entries are identified by their position among the job's entries.
     """
     job_id = record.get("job_id")
     entries = [entry for entry in restart_log if job_id and entry.get("job_id") == job_id]

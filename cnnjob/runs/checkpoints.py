@@ -131,9 +131,9 @@ class ExpectedArrays:
 def load_newest(
     folder: Path, digest: str, contents: ExpectedArrays | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest intact checkpoint; newer ones, which are damaged, are renamed to ``….damaged``.
+    """Return the newest intact checkpoint, and rename damaged checkpoints that are newer to ``….damaged``.
 
-    Only the run's owner may call this; others call :func:`find_newest`.
+    Only the run's owner may call this function; other processes call :func:`find_newest`.
 
     Args:
         folder: the run's ``checkpoints/``.
@@ -201,7 +201,7 @@ def _step_of(path: Path) -> int:
 
 
 class _OtherFormatError(DataError):
-    """The checkpoint has another format, and so does the one before it; neither can be restored."""
+    """The checkpoint has a format that this version cannot read; the previous checkpoint has the same format."""
 
 
 class _DamagedError(DataError):

@@ -82,9 +82,9 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
 
 
 def _is_the_same(name: str, before: Any, now: Any) -> bool:
-    """Return whether a value equals the recorded one.
+    """Return whether a value equals the recorded value.
 
-    Older versions recorded the names of all loaded BLAS libraries; the name of NumPy's must then be among them.
+    Older versions recorded all loaded BLAS libraries, separated by commas; NumPy's library must be among them.
     """
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
@@ -169,9 +169,10 @@ def _packages() -> dict[str, str]:
 
 @cache
 def commit() -> dict[str, Any]:
-    """Return the commit of the package's own checkout and whether files differ from it; both None outside a checkout.
+    """Return the commit of the package's Git checkout, and whether the package's files differ from that commit.
 
-    A submitted job runs a copy of the package; the commit that was copied is recorded next to the copy.
+    Both values are None if the package is not part of a checkout. A submitted job runs a copy of the package; in this
+    case, the values are read from a file next to the copy.
     """
     with suppress(DataError):
         return json_files.read_checked(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)

@@ -155,8 +155,8 @@ def _size(path: Path) -> int:
 def _rest(path: Path, position: int) -> tuple[str, int]:
     """Return the text after a position in a file, and the new position.
 
-    If the file has become shorter than that, it is read from the beginning. If more than ``_MOST_BYTES`` follow, the
-    text ends at a line break.
+    If the file is now shorter than ``position``, it is read from the beginning. If the text is cut at ``_MOST_BYTES``,
+    it ends at a line break.
     """
     try:
         with open_regular(path) as file:

@@ -130,7 +130,7 @@ def _member_arrays(content: memoryview) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> int:
-    """Return the offset of a member's data after checking that this module could have written both of its headers."""
+    """Return the offset of a member's data, after checking that this module could have written the member's headers."""
     # A zip file describes each member twice, in a local header and in the central directory. Readers differ in which
     # one they use, so the two must agree.
     header = _local_header(info)

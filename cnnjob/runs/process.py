@@ -44,8 +44,8 @@ def process_identity() -> dict[str, Any]:
 def job_id() -> str | None:
     """Return the id of the SLURM job that this process belongs to, such as ``17`` or ``17_3``; None outside SLURM.
 
-    An array task is identified by the array's job id and the task's number, since the job id of one of the tasks is
-    also the array's.
+    An array task is identified by the job id of the array and the index of the task. The task's job id would be
+    ambiguous, since one of the tasks has the same job id as the array.
     """
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
@@ -176,10 +176,10 @@ def now() -> str:
 
 
 def python_path_for_children() -> dict[str, str]:
-    """Return a ``PYTHONPATH`` variable that lets child processes find this package; empty if they find it anyway.
+    """Return the ``PYTHONPATH`` variable with which child processes find this package; empty if it is not needed.
 
-    The variable is needed if ``python -m cnnjob`` runs in a source folder that is not installed: child processes run
-    with ``-P``, which leaves the current folder out of ``sys.path``.
+    The variable is needed if ``python -m cnnjob`` runs in a source folder and the package is not installed: child
+    processes run with ``-P``, which leaves the current folder out of ``sys.path``.
     """
     root = str(files.PACKAGE.resolve().parent)
     if sys.flags.safe_path or str(Path(sys.path[0]).resolve()) != root:

@@ -293,7 +293,8 @@ class Run:
     def is_copied(self, record: dict[str, Any]) -> bool:
         """Return whether a record was copied from another folder that still exists.
 
-        If that folder is not visible here, it may be this one, recorded with its path and inode on another host.
+        If the recorded folder does not exist on this host, the result is False: the record may describe this folder as
+        seen from another host, on which the folder has a different path and inode.
         """
         return not self.owns(record) and os.path.exists(record["folder"])  # noqa: PTH110 - Path.exists raises if permission is denied
 
@@ -362,7 +363,7 @@ class Run:
         """Return the run's state, determined from its folder.
 
         Args:
-            job_is_over: called with the record of an owner that seems alive; if its SLURM job is over, the run is
+            job_is_over: determines whether the SLURM job of an owner that seems alive is over; if so, the run is
                 ``lost``.
 
         Returns:

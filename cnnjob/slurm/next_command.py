@@ -43,13 +43,13 @@ def cancel_command(run: Run) -> str:
 
 
 def continue_command(run: Run, change: str = "") -> str:
-    """Return the command that resumes exactly this run.
+    """Return the command that resumes a run, optionally with one setting changed.
 
     Args:
         run: the run, whose folder contains the job and the SLURM request.
-        change: the setting to change: a request option, such as ``--mem``, or a key of the job file, such as
-            ``train.learning_rate``; the command then starts a different run. If a better value can be guessed, the
-            command contains it.
+        change: the setting to change, if any: an option of the SLURM request, such as ``--mem``, or a key of the job
+            file, such as ``train.learning_rate``. If a key of the job file is changed, the command starts a different
+            run. If a better value can be guessed, the command contains this value.
 
     Returns:
         ``cnnjob submit NAME …``, or ``cnnjob train NAME …`` for a run that was never submitted.

@@ -97,7 +97,7 @@ def _on_this_cluster(summaries: Sequence[RunSummary], ask_config: Callable[[], M
 def _find_hidden(
     summaries: Sequence[RunSummary], jobs: Sequence[QueuedJob | None], ask_config: Callable[[], Mapping[str, str]]
 ) -> dict[Run, str]:
-    """Return the runs that may have a job that squeue does not show here, each with a remark.
+    """Return the runs whose SLURM jobs may be hidden from this user or this cluster, each with the reason.
 
     Args:
         summaries: the summaries of all runs.

@@ -51,10 +51,13 @@ class DefaultJobs:
         self.data = data
 
     def __call__(self, name: str) -> dict[str, Any] | None:
-        """Return the built-in job's content for the dataset with this name or file; None if there is no such dataset.
+        """Return the content of the built-in job for a dataset, given by name or file.
+
+        Returns:
+            The content; None if there is no dataset with this name or a similar name.
 
         Raises:
-            JobError: there is no such dataset, but there is one with a similar name.
+            JobError: there is no dataset with this name, but there is one with a similar name.
             DataError: the dataset is damaged.
         """
         path = Path(name) if Path(name).suffix in SUFFIXES else self.data / f"{name}.h5"

@@ -250,7 +250,7 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
     """Refuse a dataset whose images or classes do not fit a run's network.
 
     Raises:
-        JobError: the shape of the images, or the number of classes, is another one.
+        JobError: the shape of the images or the number of classes differs from what the network requires.
     """
     data = run.data()
     expected, found = tuple(data["image_shape"]), dataset.image_shape

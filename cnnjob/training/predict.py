@@ -230,7 +230,7 @@ class _Image(NamedTuple):
 
 
 def _load_images(run: Run, images: Sequence[str], data: Path | None, say: Callable[[str], object]) -> Iterator[_Image]:
-    """Yield the images at the given files, folders and addresses, in order."""
+    """Yield the images that ``images`` specifies by files, folders or addresses in the dataset, in the given order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # checking a split against its digest reads all of it, so it is done once
     for image in images:

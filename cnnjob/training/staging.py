@@ -131,7 +131,7 @@ def _last_used(copy: Path) -> float:
 
 
 def _remove_unused(copy: Path) -> bool:
-    """Remove a copy unless another process uses it or is about to; return whether it was removed."""
+    """Remove a copy unless another process uses it or is about to use it; return whether the copy was removed."""
     lock = copy.with_suffix(".lock")
     handles: list[int] = []
     try:

@@ -63,7 +63,7 @@ class StopRequest:
     """A context manager that turns stop signals into a stop request; a second Ctrl-C still ends the process."""
 
     def __init__(self, deadline: Deadline | None = None) -> None:
-        """Prepare to catch stop signals; when the deadline passes, a stop is requested too."""
+        """Prepare to catch stop signals, and to request a stop when the deadline passes."""
         self._requested_by: str | None = None
         self._deadline = deadline or Deadline()
         self._previous_handlers: dict[signal.Signals, Any] = {}

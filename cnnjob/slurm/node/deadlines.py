@@ -90,7 +90,7 @@ def query_end(seconds: float = ANSWER_SECONDS) -> float | None:
 
 @contextmanager
 def ended_in_time(end: float | None) -> Iterator[None]:
-    """Kill this process with SIGALRM shortly before its SLURM job ends, unless it has left the ``with`` block."""
+    """Kill this process with SIGALRM if it is still in the ``with`` block shortly before the SLURM job ends."""
     guard = None if end == inf else _guard(end)
     try:
         yield

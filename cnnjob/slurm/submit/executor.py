@@ -108,7 +108,7 @@ def lacks_files(array: JobArray, job_id: str) -> bool:
 
 
 def write_missing_pickles(array: JobArray, job_id: str) -> None:
-    """Write those pickles of a job that are missing because they were removed or the submission was killed."""
+    """Write the pickles of a job that do not exist, for example because the submission was killed."""
     array.files_folder.mkdir(exist_ok=True)
     delayed = DelayedSubmission(_node_task(array))
     delayed.set_timeout(SUBMITIT_MINUTES, SUBMITIT_TIMEOUTS)

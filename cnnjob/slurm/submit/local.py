@@ -134,7 +134,11 @@ def _ended(job: Any, run: Run, attempts: int) -> EndedRun:
 
 
 def _is_crash_loop(run: Run) -> bool:
-    """Return whether the latest attempts all died without recording an end and without saving a new checkpoint."""
+    """Return whether repeated crashes prevent progress.
+
+    This is the case if each of the last ``RESTARTS_WITHOUT_PROGRESS + 1`` attempts died without recording an end and
+    without saving a new checkpoint.
+    """
     paths = run.attempt_files()[-RESTARTS_WITHOUT_PROGRESS - 1 :]
     attempts = [json_files.read_checked(path, schemas.AttemptRecord) for path in paths]
     steps = {newest_step(run.checkpoints_folder), *(attempt.get("resumed_at_step") or 0 for attempt in attempts)}
@@ -153,9 +157,10 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 def _child_environment(code: Path) -> Iterator[None]:
     """Make processes that are started in the ``with`` block run a code snapshot and ignore Ctrl-C in the terminal.
 
-    They import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`). submitit cannot
-    pass an environment to the processes it starts, so this process changes its own environment inside the block. A
-    terminal sends SIGINT to all of its processes; child processes of a process that ignores SIGINT ignore it too.
+    The processes import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`).
+    submitit cannot pass an environment to the processes it starts, so this process changes its own environment inside
+    the block. On Ctrl-C, a terminal sends SIGINT to child processes too. Child processes inherit ignored signals, so
+    this process ignores SIGINT inside the block.
     """
     variables = code_snapshot.environment(code)
     saved = {name: os.environ.pop(name) for name in variables if name in os.environ}

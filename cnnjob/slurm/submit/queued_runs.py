@@ -124,8 +124,8 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
     """Record which SLURM job trains a run.
 
     Args:
-        array: the job's runs.
-        run: the run, which is one of them.
+        array: the runs of the SLURM job.
+        run: the run, one of those in ``array``.
         job_id: id of the job, or of the run's array task.
         comment: the comment passed to sbatch.
         shown: the comment that the queue shows, which is different if the site rewrites comments; None if unknown.
@@ -142,9 +142,10 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
 
 
 def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
-    """Return why a run cannot be submitted; empty if it can.
+    """Return why a run cannot be submitted; empty if it can be submitted.
 
-    It cannot if its job was submitted for another folder, or if there may be a job for it that is not visible here.
+    A run cannot be submitted if the queue contains a job that was submitted for the run in another folder, or if the
+    run may have a job that cannot be seen by this user or from this cluster.
     """
     run, submission_file = summary.run, shlex.quote(str(summary.run.submission_file))
     if jobs and summary.moved_from:
