@@ -40,13 +40,13 @@ def prepare(
     """Write a dataset as one verified HDF5 file, unless the file already exists.
 
     Args:
-        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` or ``digits``; or any other name, if
-            ``source`` or ``images`` is passed.
+        name: ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` or ``digits``; any other name requires
+            ``source`` or ``images``.
         out: the file to write; ``data/NAME.h5`` by default.
         images: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or a dict of such arrays with the keys ``train``,
             ``test`` and optionally ``val``.
         labels: integers (N,), or a dict of such arrays; with ``source``, the path to a table of labels.
-        class_names: one name per class, only with ``images``; label 0 then stands for the first name.
+        class_names: the names of classes 0, 1, 2, …; only with ``images``.
         options: keyword arguments of :func:`cnnjob.data.prepare.prepare.prepare`: ``source``, ``sha256``, ``size``,
             ``test_fraction``, ``force``.
 
@@ -136,7 +136,7 @@ def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
 
 
 def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
-    """Check a job against its dataset, and create or find its run; return the setup and the run."""
+    """Return a job's training setup, checked against the dataset, and the job's run, which is created if necessary."""
     job = load_job(job, data=data) if isinstance(job, str) else job
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)

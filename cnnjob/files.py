@@ -53,7 +53,10 @@ _SURROGATE = re.compile(r"\\u[dD]")
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a new path in the same folder, named after this process: ``.NAME.HOST-TABLE-PID-RANDOM.tmp``."""
+    """Return a new path for a temporary file in the same folder as ``path``.
+
+    The file name, ``.NAME.HOST-TABLE-PID-RANDOM.tmp``, identifies this process.
+    """
     owner = f"{socket.gethostname()}-{process_table()}-{os.getpid()}"
     return path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 

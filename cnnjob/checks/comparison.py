@@ -23,7 +23,7 @@ MACHINE_KEYS = {"device", "bits_may_differ_from_step"}
 
 @dataclass(frozen=True)
 class RunDifference:
-    """The first difference between two runs in one of the compared parts."""
+    """The first difference between two runs in their weights, predictions, history or result."""
 
     part: str
     """One of :data:`COMPARED`."""

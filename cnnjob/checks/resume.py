@@ -50,7 +50,7 @@ def steps_per_epoch(job: Job, dataset: Dataset) -> int:
 
 
 def save_often(job: Job, seconds: float) -> Job:
-    """Return the job with a checkpoint interval of at most ``seconds``."""
+    """Return a copy of a job in which the checkpoint interval is at most ``seconds``."""
     return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
 
 

@@ -147,7 +147,7 @@ class _Watch:
         return False
 
     def _check(self) -> None:
-        """Raise a CnnjobError if a run is not finished but had no job in the queue in two consecutive queries."""
+        """Raise a CnnjobError if the last two queries found no job in the queue for a run that is not finished."""
         for run in self._runs:
             if self._misses[run.path] > 1 and not run.result_file.exists():
                 decisions = [str(restart.get("said")) for restart in try_read_restart_log(run)]

@@ -50,7 +50,7 @@ def shown(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Return the matching run folders in the folder typed so far; without a slash, matching names in ``runs/``."""
+    """Return the matching run folders; if the text contains no slash, return the matching names in ``runs/``."""
     is_path = "/" in incomplete
     folder = Path(incomplete[: incomplete.rindex("/") + 1]) if is_path else Path("runs")
     paths = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."] if folder.is_dir() else []

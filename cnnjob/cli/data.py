@@ -344,7 +344,10 @@ def _list(data: Path, *, as_json: bool) -> None:
 
 
 def _dataset_row(path: Path) -> dict[str, Any]:
-    """Return a file's row in the list of datasets, based on its content and not on its name."""
+    """Return the row for a file in the list of datasets.
+
+    The dataset is identified by the content of the file, not by the name of the file.
+    """
     from cnnjob.data.dataset import Dataset
     from cnnjob.data.prepare.catalogue import published_entry
 

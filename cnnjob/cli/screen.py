@@ -256,7 +256,7 @@ def fit_columns(
 
 
 def shorten_middle(text: str, width: int) -> str:
-    """Return a text of at most ``width`` characters, at least 1; the middle of a longer one becomes an ellipsis."""
+    """Return a text with the middle replaced by an ellipsis if the text is longer than ``width`` (at least 1)."""
     if len(text) <= width:
         return text
     end = (width - 1) // 2
@@ -272,10 +272,10 @@ class Screen:
     """Progress callback that shows a progress bar on a terminal and prints one line per epoch."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """Create the callback; nothing is shown yet.
+        """Create the callback; the progress bar appears when training starts.
 
         Args:
-            quiet: whether to print only warnings, and no bar.
+            quiet: whether to print only warnings and show no progress bar.
         """
         self._quiet = quiet
         self._bar: Progress | None = None

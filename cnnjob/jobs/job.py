@@ -6,11 +6,16 @@ not its path.
 
 Two job files that describe the same training are the same job, as far as this can be decided without the dataset. A key
 that cannot have an effect where it is set is refused, and the message shows what to write instead. A key that has no
-effect only because of another key's value is dropped when the job is read, so that the other key can be swept: early
-stopping whose patience is too long for the number of epochs, augmentation with all settings off, dropout at rate 0 that
-no other dropout follows, an order of operations in a conv block that gives the same results as the usual one,
-alternating flips in a single epoch. A setting that cannot have an effect on the dataset is refused once the dataset is
-known (:mod:`cnnjob.training.idle_settings`).
+effect only because of another key's value is dropped when the job is read, so that the other key can be swept:
+
+- early stopping whose patience is too long for the number of epochs;
+- augmentation with all settings off;
+- dropout at rate 0, if no other dropout block follows;
+- an order of operations in a conv block that gives the same results as the usual order;
+- alternating flips, if there is only one epoch.
+
+A setting that cannot have an effect with the given dataset is refused once the dataset is known
+(:mod:`cnnjob.training.idle_settings`).
 """
 
 import re

@@ -120,10 +120,10 @@ def parse_checked(text: str, kind: Any, where: str) -> Any:
 
 
 def checked(content: Any, kind: Any, where: str) -> Any:
-    """Return the content unchanged if it matches a schema; ``where`` identifies it in messages.
+    """Return the content unchanged if it matches a schema; ``where`` is the name of the content in messages.
 
     Raises:
-        DataError: it does not match; the message names the first wrong field.
+        DataError: the content does not match the schema; the message names the first invalid field.
     """
     # The validated model is discarded: it has only the fields of the schema.
     try:

@@ -38,7 +38,7 @@ class _Train(Fields):
 
 
 class _Job(Fields):
-    """The fields that are read from a job, whichever version wrote it."""
+    """The fields of a job that are read, regardless of which version of cnnjob wrote the job."""
 
     name: str
     seed: Count
@@ -47,7 +47,10 @@ class _Job(Fields):
 
 
 class Manifest(Fields):
-    """Content of ``job.json``; unknown fields are refused, so that a seal moved to another key is detected."""
+    """Content of ``job.json``.
+
+    Unknown fields are refused, so that a file whose ``sha256`` field has been renamed is not accepted.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

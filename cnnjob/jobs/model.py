@@ -74,9 +74,10 @@ def _require_each_part(order: Order) -> Order:
 
 
 def _in_usual_order(conv: nn.Conv) -> nn.Conv:
-    """Put a conv block's operations into the usual order where the order does not affect the results.
+    """Put a conv block's operations into the usual order unless this would change the results.
 
-    This applies to operations that the block does not have, and to a ReLU next to max-pooling.
+    An operation that the block does not have can be placed anywhere, and a ReLU and max-pooling that follow each other
+    can be swapped.
     """
     is_present: dict[Part, bool] = {
         "norm": conv.batch_norm is not None,

@@ -25,7 +25,7 @@ class Curve:
 
     @property
     def watched(self) -> Split:
-        """The split that was evaluated after each epoch; ``train`` if there is none."""
+        """The split evaluated after each epoch, ``validation`` or ``test``; ``train`` if neither was evaluated."""
         splits: tuple[Split, ...] = ("validation", "test")
         return next((split for split in splits if not np.isnan(self.values(split, "loss")).all()), "train")
 

@@ -93,7 +93,10 @@ def _drawing_code_digest() -> bytes:
 
 
 def statements_of(source: str) -> str:
-    """Return a module's syntax tree without comments and docstrings, so that rewording them does not redraw figures."""
+    """Return the syntax tree of a module as text, without comments and docstrings.
+
+    Figures are drawn again when the tree changes, so an edited comment or docstring must not change the tree.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

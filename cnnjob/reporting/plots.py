@@ -94,7 +94,7 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
 
 @_style()
 def learning_curve(curve: Curve) -> "Figure":
-    """Draw one run's loss and accuracy over its epochs, on the training images and the watched split.
+    """Draw one run's loss and accuracy over its epochs, on the training images and on ``curve.watched``.
 
     Args:
         curve: a curve with at least one epoch. The best epoch is drawn as a star, restarts as dotted lines.

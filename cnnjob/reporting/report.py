@@ -11,9 +11,9 @@ runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           filters.…                  filters of the first convolution
 .figures.json                        digests of the figures' inputs and files
 
-Only the run folders are read, and nothing in them is changed, so a copy of them on a laptop is sufficient. Anything
-that cannot be read is listed with the reason. The same runs give the same bytes. Files that would not change are not
-written, and unchanged figures are not drawn again.
+Only the run folders are read, and nothing in them is changed, so the report can also be written from copies of the
+folders, for example on a laptop. Anything that cannot be read is listed with the reason. The same runs give the same
+bytes. A file whose content has not changed is not written again, and an unchanged figure is not drawn again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,13 +59,13 @@ def report(
 
     Args:
         runs: the runs in any order; duplicates count once, and report folders are ignored.
-        out: the folder to write to, created if missing. Other files in it are not changed.
-        named: runs that get figures of their own, regardless of ``figures_limit``.
-        figures_limit: with more runs than this, only ``named`` get figures of their own, and there is no figure of
-            all learning curves.
+        out: the folder to write to, created if missing. Other files in this folder are not changed.
+        named: runs whose individual figures are drawn even if there are more than ``figures_limit`` runs.
+        figures_limit: maximum number of runs for which all figures are drawn. If there are more runs, only the
+            individual figures of ``named`` are drawn, and no figure of all learning curves.
 
     Returns:
-        The rows and files of the report, and the runs without figures of their own.
+        The rows and files of the report, and the runs whose individual figures are not drawn.
 
     Raises:
         DataError: there are no runs.
@@ -134,7 +134,11 @@ def _text_files(
 
 
 def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
-    """Yield the overlaid curves of some runs, then each run's own figures, each with its file stem."""
+    """Yield figures, each with its file stem.
+
+    The first figure contains the learning curves of all runs in ``overlaid``. The individual figures of each run in
+    ``drawn`` follow.
+    """
     if curves := [record.curve for record in overlaid if record.curve]:
         yield "curves", Drawing(plots.overlaid_curves, (curves,))
     for record in drawn:
@@ -151,7 +155,7 @@ def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _update(path: Path, content: bytes | None) -> bool:
-    """Write a file if its content has changed, and return whether it has; None stands for unchanged content."""
+    """Write a file if ``content`` is not None and differs from the file's content; return whether it was written."""
     if content is None:
         return False
     try:

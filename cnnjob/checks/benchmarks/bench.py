@@ -68,7 +68,11 @@ class Row:
 
 @dataclass(frozen=True)
 class _Times:
-    """An engine's seconds per step: the median of each turn, and the minimum and maximum over all turns."""
+    """An engine's step times in seconds.
+
+    Engines take turns: ``turns`` contains the median step time of each turn, while ``min`` and ``max`` are taken over
+    the steps of all turns.
+    """
 
     turns: list[float]
     min: float
@@ -84,7 +88,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
 
     Args:
         names: workload names from :data:`NAMES`.
-        rounds: turns per engine, after a warm-up that is not counted.
+        rounds: number of turns that each engine takes, after a warm-up that is not timed; slow engines take fewer.
         torch: whether to measure torch as well, if it is installed.
         on_gpu: whether to use a GPU, which must be available, instead of the CPU.
 

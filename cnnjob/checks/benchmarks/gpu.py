@@ -50,7 +50,10 @@ def _engine(device: CudaDevice, step: Action, role: Role, begin: Action) -> Engi
 
 
 def _floors(device: CudaDevice, work: Workload) -> Iterator[tuple[str, Role, Task]]:
-    """Yield the lower bounds: the matrix products alone, and a kernel that only moves the minimum number of bytes."""
+    """Yield the tasks that measure the lower bounds on the step time.
+
+    One task runs only the matrix products; the other moves the minimum number of bytes and computes nothing.
+    """
     yield floors.PRODUCTS, "products", in_order(list(_gpu_products(device, work)))
     size = floors.min_bytes_per_step(work) // 8  # floats, read and written
     source, target = (device.zeros((size,), np.float32) for _ in range(2))
