@@ -86,7 +86,8 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
     A run can be claimed if its owner no longer exists on this host, was started before the last restart of this SLURM
-    job, or has had no heartbeat for five minutes. An owner that is in fact still alive can then no longer write.
+    job, or has had no heartbeat for five minutes. If the previous owner is in fact still alive, the claim
+    stops it from writing.
 
     Args:
         run: the run; missing folders are created.
