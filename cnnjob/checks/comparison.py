@@ -190,7 +190,7 @@ def remarks(uninterrupted: Run, killed: Run) -> list[str]:
 
 
 def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int, seed: int) -> RunComparison:
-    """Compare two finished runs, and add to each kill the step from which the run was resumed.
+    """Compare two finished runs, and record for each kill the step from which the run was resumed.
 
     Args:
         uninterrupted: the run that was not interrupted.

@@ -39,7 +39,7 @@ STEP_BYTES = 8
 
 
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
-    """Return the job with only as many epochs as ``steps`` steps require: at least one, at most all of its epochs."""
+    """Return the job with just enough epochs for ``steps`` steps: at least one, and no more than the job has."""
     epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
     return _with(job, epochs=min(job.train.epochs, epochs))
 
@@ -155,7 +155,8 @@ def _watch_steps(
     """Watch an attempt until it has completed the step ``until`` or has ended.
 
     Returns:
-        The monotonic time at which training started, and pairs of time (seconds since then) and last completed step.
+        The monotonic time at which training started; and, for each observed change of the step, a pair of the seconds
+        since training started and the last completed step.
     """
     # The file is empty until training starts, so the time for imports and for reading the data is not counted.
     started, steps = time.monotonic(), list[tuple[float, int]]()

@@ -445,7 +445,7 @@ def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
 
 
 def print_setup(setup: "TrainingSetup") -> None:
-    """Print a job with its network, number of images and memory."""
+    """Print a job, its network, the numbers of images, and the amount of memory that training needs."""
     from cnnjob.jobs.toml import format_toml
 
     typer.echo(format_toml(setup.job.model_dump(mode="json", exclude_none=True)))

@@ -1,7 +1,7 @@
-"""The command line, which parses arguments, calls one function and prints the result.
+"""Command-line interface: parse the arguments, call one function and print the result.
 
-Only ``cnnjob.cli`` prints or exits. Each command's module is imported only when the command is called, and imports its
-dependencies only then, so that ``--help`` and completion stay fast.
+Only ``cnnjob.cli`` prints or exits. A command's module and the module's dependencies are imported only when the command
+is called, so that ``--help`` and shell completion stay fast.
 """
 
 import sys
@@ -60,7 +60,10 @@ class _Light:
     """Mix-in that keeps commands from importing pydantic and rich when they do not need them."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return the ``--help`` option with the default False; converting typer's default, None, imports pydantic."""
+        """Return the ``--help`` option, with False as its default value.
+
+        typer's own default is None; to convert None, typer would import pydantic, which is slow.
+        """
         option = super().get_help_option(ctx)  # type: ignore[misc]
         option.default = False
         return option

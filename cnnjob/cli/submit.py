@@ -132,7 +132,7 @@ def _split_by_gpus(
 
 
 def _only_job(data: Path) -> str:
-    """Return the name of the only prepared dataset, which is also the name of the job to train on it."""
+    """Return the name of the only prepared dataset; the job that trains on this dataset has the same name."""
     prepared = sorted(path.stem for path in data.glob("*.h5"))
     if len(prepared) == 1:
         return prepared[0]
@@ -218,7 +218,10 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Print how each run ends and, for each SLURM job that will not start by itself, the reason; then exit."""
+    """Wait for runs to end, print how each one ended, and exit as described in :func:`_exit_as`.
+
+    If a SLURM job will not start without intervention, print the reason.
+    """
     from cnnjob.slurm.wait import wait_for_runs
 
     ended = []
@@ -270,7 +273,7 @@ def _print_end(status: "Status") -> None:
 
 
 def _print_held(status: "Status") -> None:
-    """Print why a SLURM job does not start by itself and, if there is one, the command that changes that."""
+    """Print why a SLURM job does not start without intervention, and the command that fixes this, if one is known."""
     from cnnjob.slurm.diagnosis import diagnose
 
     command = diagnose(status).command
@@ -279,9 +282,9 @@ def _print_held(status: "Status") -> None:
 
 
 def _exit_as(ended: "Sequence[Status]") -> None:
-    """Exit with 1 if a run failed or was cancelled, else 75 if a run can be resumed, else 5 if one is still running.
+    """Exit with 1 if a run failed or was cancelled, else 75 if a run can be resumed, else 5 if a run is still running.
 
-    The same command resumes a run that can be resumed. If all runs have finished, return.
+    After status 75, running the same command again resumes the run. If all runs have finished, return.
     """
     unfinished = [status for status in ended if status.state != "finished"]
     if not unfinished:

@@ -93,11 +93,11 @@ def predict(
 ) -> None:
     """Print the most probable classes of each image.
 
-    The three most probable ones are printed with their probabilities, and all of them with --json. Images of the run's
-    own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation image. Their true
-    class is printed too. Image files are scaled if their size differs from that of the training images; a warning is
-    printed if their background or contrast is unlike that of the training images. An unfinished run predicts with its
-    best weights so far.
+    For each image, up to three classes are printed with their probabilities; with --json, all classes are printed.
+    Images of the run's own dataset are numbered from 0: test:0 is the first test image, and val:0 the first validation
+    image. For these images, the true class is printed too. Image files are scaled if their size differs from that of
+    the training images; a warning is printed if their background or contrast is unlike that of the training images. If
+    the run is unfinished, its best weights so far are used.
 
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
@@ -171,8 +171,9 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run on another prepared dataset.
 
-    Prints accuracy, loss, and precision, recall, F1 and number of images (support) per class. They are also written to
-    the folder RUN/evaluations/, with the confusion matrix; the run's own result is not changed.
+    The command prints accuracy and loss, and, for each class, precision, recall, F1 and number of images (support).
+    These values and the confusion matrix are also written to the folder RUN/evaluations/; the run's own result is not
+    changed.
 
     Example: cnnjob evaluate runs/mnist-1a2b3c4d --on my-digits
     """

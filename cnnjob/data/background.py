@@ -39,20 +39,20 @@ class UsualBackground:
 
     @classmethod
     def of(cls, images: np.ndarray) -> Self:
-        """Measure a sample of images, uint8 (N, H, W, C)."""
+        """Measure the backgrounds and contrasts of a sample of images, uint8 (N, H, W, C)."""
         background, contrast = _background_and_contrast(images)
         # Without the ends, since a single unusual image in the sample would make everything usual.
         darkest, lightest = np.percentile(background, [_TAIL, 100 - _TAIL])
         return cls(float(darkest), float(lightest), float(np.percentile(contrast, _TAIL)))
 
     def compare(self, images: np.ndarray) -> list[Difference | None]:
-        """Compare images with the sample.
+        """Compare the background and contrast of each image with those of the sample.
 
         Args:
             images: uint8 (N, H, W, C).
 
         Returns:
-            One difference per image; None for a usual image.
+            One item per image: how the image differs from the sample, or None if it does not differ much.
         """
         return [
             self._compare(float(background), float(contrast))

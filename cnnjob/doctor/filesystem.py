@@ -68,10 +68,10 @@ class Mount(NamedTuple):
 
 
 def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
-    """Check the runs folder, or its nearest existing parent folder; no files are left in it.
+    """Check the runs folder or, if it does not exist yet, its nearest ancestor that does; all test files are removed.
 
     Args:
-        runs: the runs folder, which need not exist yet.
+        runs: the runs folder.
         on_cluster: whether the folder must also be accessible from cluster nodes.
 
     Yields:
@@ -236,7 +236,7 @@ def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
 
 
 def _unlisted_mount(folder: Path) -> Mount:
-    """Return the mount that contains a folder if ``/proc/self/mounts`` does not list it, as in a chroot.
+    """Return the mount that contains a folder; used if ``/proc/self/mounts`` does not list the mount, as in a chroot.
 
     The device is found in sysfs, which lists disks by device number.
     """

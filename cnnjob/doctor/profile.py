@@ -64,7 +64,7 @@ def best_partition(cluster: Cluster) -> Partition | None:
 
 
 def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
-    """Return the text of the profile, with comments that explain the choices."""
+    """Return the text of a profile for a partition, with explanatory comments."""
     nodes = max(cluster.nodes_of(partition), key=lambda nodes: nodes.count * (1 + nodes.gpu_count), default=None)
     limit = f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit"
     accounts = [name for name in cluster.accounts if partition.accounts == ("ALL",) or name in partition.accounts]

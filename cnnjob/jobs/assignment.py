@@ -80,7 +80,8 @@ def split_values(text: str) -> list[str]:
     """Split a list of values at the commas outside brackets, braces and quotes.
 
     Args:
-        text: ``A,B,…``; quotes and brackets are significant only in a value that begins with one.
+        text: ``A,B,…``. Brackets, braces and quotes are ordinary characters in a value that does not begin with any of
+            them.
 
     Returns:
         The text of each value, without surrounding whitespace.

@@ -69,17 +69,20 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
 def apply_override(
     content: dict[str, Any], key: tuple[str, ...], value: Any, override: str, applied: Mapping[tuple[str, ...], str]
 ) -> None:
-    """Set one key in a job file's content; a key of an optimiser or schedule also selects that optimiser or schedule.
+    """Set one key in a job file's content.
+
+    Setting a key of an optimiser or schedule also selects that optimiser or schedule.
 
     Args:
         content: the content, changed in place.
         key: the parts of the dotted key.
         value: the value.
-        override: the assignment, for the message.
-        applied: the earlier assignments by key.
+        override: the text of the assignment, for error messages.
+        applied: the earlier assignments, by key.
 
     Raises:
-        JobError: the key leads into a value that is neither a table nor a list, or to a missing list element.
+        JobError: a part of the key refers to something inside a value that is neither a table nor a list, or to a list
+            element that does not exist.
     """
     table: Any = content
     for number, name in enumerate(key[:-1], start=1):

@@ -107,7 +107,7 @@ def read_lines(path: Path, kind: Any, at_most: int) -> list[Any]:
 
 
 def parse_checked(text: str, kind: Any, where: str) -> Any:
-    """Parse JSON with a known schema; ``where`` identifies it in messages.
+    """Parse JSON and check the result against a schema; ``where`` states the source of the text in messages.
 
     Raises:
         DataError: the text is not JSON, or does not match the schema.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def named_toml_files(name: str) -> dict[str, Path]:
-    """Return the TOML files in ``jobs`` or ``slurm``.
+    """Return the TOML files in the folder ``jobs`` or ``slurm``.
 
     Args:
         name: name of the folder.
 
     Returns:
-        The files by stem, sorted by stem; a file in the working directory takes precedence over one with the same name
-        that ships with the package.
+        The files by stem, sorted by stem. A file in the working directory replaces a file with the same name in the
+        package.
     """
     # An installed package has the files under share/; in a checkout they are next to the package.
     package = Path(__file__).parents[1]

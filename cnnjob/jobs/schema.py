@@ -76,7 +76,7 @@ class Settings(BaseModel):
 class Table:
     """Annotation that turns a dataclass into a job-file table as strict as :class:`Settings`, with its fields as keys.
 
-    If the dataclass has a ``kind``, as blocks do, that is the key of the first field: ``{ conv = 32, kernel = 5 }``.
+    If the dataclass has a ``kind``, as blocks do, the first field's key is the kind: ``{ conv = 32, kernel = 5 }``.
     """
 
     def __init__(

@@ -153,9 +153,9 @@ class ScheduleSettings(OneOf):
 class TrainSettings(Settings):
     """Settings for training the network.
 
-    An epoch's ``train_loss`` is the mean over its batches while the weights change, with dropout, augmentation and
-    label smoothing but without weight decay; all other losses are computed with the weights after the epoch, without
-    any of these.
+    The ``train_loss`` of an epoch is the mean of the batch losses, each computed with the weights before that batch's
+    update; it includes dropout, augmentation and label smoothing, but not weight decay. All other losses are computed
+    with the weights at the end of the epoch, and include none of these four.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]

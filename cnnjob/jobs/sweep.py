@@ -59,9 +59,9 @@ def expand(
 
 
 def job_differences(jobs: Sequence[Job]) -> list[str]:
-    """Return, for each job, the settings in which the jobs differ, such as ``train.learning_rate=0.1, seed=2``.
+    """Return one string per job, such as ``train.learning_rate=0.1, seed=2``: the settings in which the jobs differ.
 
-    The string is empty if there is only one job.
+    If there is only one job, its string is empty.
     """
     settings = [dict(iterate_settings(job.model_dump(mode="json"))) for job in jobs]
     # A setting of an unused kind (beta2 with SGD) is not a separate difference; ``...`` stands for a missing key.

@@ -55,7 +55,7 @@ class ArrayStore(Protocol):
         """Return the array, or a copy of it, as a NumPy array."""
 
     def staging(self, target: Array) -> Array:
-        """Return the target itself, or a NumPy array of the same shape from which :meth:`upload` fills the target."""
+        """Return ``target`` itself, or a NumPy array of its shape whose content :meth:`upload` copies to ``target``."""
 
     def upload(self, source: Array, target: Array) -> Callable[[], object]:
         """Start copying part of a staging array; return a function that waits until the source can be overwritten.

@@ -129,4 +129,4 @@ class Chain:
 
 
 def _nothing() -> None:
-    """Do nothing; used for a direction in which an operation has no task."""
+    """Do nothing; takes the place of a missing forward or backward task."""

@@ -97,14 +97,14 @@ flipped images move in the opposite horizontal direction.
 
 
 def mirrored_sources(size: int, reach: int) -> Array:
-    """Return the source of each pixel in a row that is shifted by −reach … reach pixels and mirrored at its edges.
+    """Return the source of each pixel when a row of an image is shifted by −reach … reach and mirrored at its edges.
 
     Args:
-        size: number of pixels in the row.
+        size: number of pixels in the image row.
         reach: maximum shift, in pixels; less than ``size``.
 
     Returns:
-        Indices of the source pixels, int64 (2·reach + 1, size), one row per shift.
+        Indices of the source pixels, int64 (2·reach + 1, size); the first axis is the shift, in ascending order.
     """
     unmirrored = np.arange(size) - np.arange(-reach, reach + 1)[:, None]
     from_start = np.abs(unmirrored)  # mirrored at pixel 0

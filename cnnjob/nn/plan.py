@@ -96,7 +96,7 @@ class EvaluationPlan:
             state: the network's parameters.
             pixels: normalisation of the images.
             batch_size: images per step.
-            views: key in :data:`cnnjob.nn.pixels.VIEWS` of the views over which the logits are averaged.
+            views: key in :data:`cnnjob.nn.pixels.VIEWS` that selects the views over which the logits are averaged.
             stream: stream that reads the images; by default, they are in memory.
         """
         self._backend, self._batch_size, self._stream = backend, batch_size, stream

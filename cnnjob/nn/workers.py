@@ -76,7 +76,7 @@ class Workers:
     """
 
     def __init__(self, cores: int) -> None:
-        """Use this many cores, but no more than there are shards."""
+        """Use ``cores`` cores, or one core per shard if there are fewer shards than cores."""
         self.count = min(cores, SHARDS)
         # Lists are numbered as they are planned; workers have those with a number below `_first_unknown`. References
         # are weak, so that the lists of a plan that no longer exists are not passed on to the next workers.
@@ -247,7 +247,7 @@ class _Worker:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block all signals except those that a process causes itself."""
+    """Block all signals except those that report a fault in the process itself, such as SIGSEGV."""
     previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - FAULT_SIGNALS)
     try:
         yield

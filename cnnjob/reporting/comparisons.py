@@ -102,14 +102,15 @@ def _without_key(label: str, other: str) -> str:
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Compare each dataset's groups, pairwise if there are few, otherwise each with the best.
+    """Compare the groups on each dataset: all pairs if there are few groups, otherwise the best group with each other.
 
     Args:
         groups: groups in the order returned by :func:`cnnjob.reporting.groups.group_runs`, best first.
 
     Returns:
-        One difference per compared pair: on each dataset, significant ones first, by size, then the others by p-value.
-        Groups without finished runs are not compared.
+        One difference per compared pair, dataset by dataset. On each dataset, significant differences come first, in
+        descending order of size; the others follow, in ascending order of p-value. Groups without finished runs are not
+        compared.
     """
     by_dataset: defaultdict[Any, list[Group]] = defaultdict(list)
     for group in groups:

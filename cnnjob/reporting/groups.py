@@ -173,7 +173,10 @@ def _result_settings(record: Record) -> dict[str, Any]:
 
 
 def _with_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Insert ``True`` for each table that a group has but others omit, before that table's own keys."""
+    """Return each group's settings with an added entry for each of the group's tables that other groups omit.
+
+    The entry's key is the table's name, and its value is ``True``. It is inserted before the keys of the table.
+    """
     optional = {key for values in settings for key, value in values.items() if value is None}
     completed: list[dict[str, Any]] = []
     for values in settings:

@@ -120,10 +120,11 @@ def learning_curve(curve: Curve) -> "Figure":
 
 @_style()
 def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
-    """Draw the loss and accuracy of several runs over their epochs, each on its watched split.
+    """Draw the loss and accuracy of several runs over their epochs, each on :attr:`Curve.watched`.
 
-    Up to ten runs are distinguished by colour, more runs also by dashes. With more than ``LEGEND_LIMIT`` runs, there is
-    no legend, and the title states that. Best epochs are drawn as stars, restarts as vertical strokes.
+    Up to ten runs are distinguished by colour; if there are more, dashes are used as well. With more than
+    ``LEGEND_LIMIT`` runs, the figure has no legend, and its title gives the reason. Best epochs are drawn as stars,
+    restarts as vertical strokes.
 
     Args:
         curves: one or more curves with at least one epoch each.

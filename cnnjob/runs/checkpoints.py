@@ -111,7 +111,7 @@ class ExpectedArrays:
     """Steps per epoch."""
 
     def require(self, checkpoint: Checkpoint) -> None:
-        """Check that a checkpoint has these arrays and that they match the checkpoint's progress.
+        """Check that a checkpoint has the expected arrays, and that the arrays match the checkpoint's progress.
 
         Raises:
             ValueError: an array is missing, has the wrong shape or dtype, or does not match the progress.
@@ -195,7 +195,7 @@ def _by_step(folder: Path) -> list[Path]:
 
 
 def _step_of(path: Path) -> int:
-    """Return a checkpoint's step, taken from its file name; -1 if the name has none."""
+    """Return a checkpoint's step, taken from the file name; -1 if the name is not that of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 

@@ -149,9 +149,10 @@ def _describe_owner(run: Run, owner: dict[str, Any]) -> str:
 
 
 def _reset_future_heartbeats(*paths: Path) -> str:
-    """Set heartbeats dated in the future to the current time, and return a message about them; empty if there are none.
+    """If a heartbeat is dated in the future, set the heartbeats to the current time and return a message.
 
-    Otherwise, such a heartbeat from a dead owner would block the run until ``HEARTBEAT_LIMIT_SECONDS`` after its date.
+    Otherwise, return an empty string. Without the reset, a heartbeat left by a dead owner would block the run until
+    ``HEARTBEAT_LIMIT_SECONDS`` after the date of the heartbeat.
     """
     ahead = max(ahead_seconds(path) for path in paths)
     if not ahead:

@@ -92,14 +92,14 @@ def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
 
 
 def find_unfinished_older_runs(root: Path, name: str) -> dict[str, Run]:
-    """Return a job's unfinished runs that another version began; this version does not resume them.
+    """Return a job's unfinished runs that were created by another version of cnnjob; this version cannot resume them.
 
     Args:
         root: the folder that contains the runs.
         name: the job's name.
 
     Returns:
-        The runs, by the digest that their job and data have in this version.
+        The runs, by the digest that this version computes from each run's job and data.
     """
     older: dict[str, Run] = {}
     for run in map(Run, sorted(root.glob(f"{name}-*"))):

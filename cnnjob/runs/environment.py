@@ -82,9 +82,10 @@ def environment_differences(first: dict[str, Any], now: dict[str, Any]) -> list[
 
 
 def _is_the_same(name: str, before: Any, now: Any) -> bool:
-    """Return whether a value equals the recorded value.
+    """Return whether a value of the environment equals the value in an earlier record.
 
-    Older versions recorded all loaded BLAS libraries, separated by commas; NumPy's library must be among them.
+    Older versions of cnnjob recorded a list of all loaded BLAS libraries. A list that contains NumPy's BLAS library
+    counts as equal.
     """
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
@@ -108,7 +109,7 @@ def _processor() -> str:
 
 
 def _blas() -> str:
-    """Return the version of NumPy's BLAS library and the kernels that it chose for this processor.
+    """Return the version of NumPy's BLAS library, and the processor type whose kernels the library uses.
 
     SciPy and scikit-learn may load other BLAS libraries, but training does not use them.
     """

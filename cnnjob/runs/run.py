@@ -152,12 +152,12 @@ class Run:
 
     @property
     def slurm_folder(self) -> Path:
-        """Folder of submitit's files, the request and the restart log."""
+        """Path of the folder that contains submitit's files, the request for resources and the restart log."""
         return self.path / "slurm"
 
     @property
     def submission_file(self) -> Path:
-        """Path of the newest submission's record: ``job_id`` (``17`` or ``17_3``), ``log``, ``comment`` and more."""
+        """Path of the newest submission's record, with ``job_id`` (``17`` or ``17_3``), ``log`` and more."""
         return self.slurm_folder / "job.json"
 
     @property

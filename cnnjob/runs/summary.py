@@ -100,9 +100,9 @@ class RunSummary:
 
     @property
     def other_cluster(self) -> str:
-        """The cluster of the newest SLURM job if it is not the current cluster; otherwise empty.
+        """The cluster of the newest SLURM job if that job is on another cluster; otherwise empty.
 
-        Each cluster numbers its own jobs, so another job may have the same id here.
+        Each cluster numbers its own jobs, so an unrelated job on this cluster may have the same id.
         """
         return str(self.cluster) if self.job_id and not may_be_same_cluster(self.cluster, self.here) else ""
 
@@ -315,7 +315,10 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _own_records(run: Run, attempt: dict[str, Any], records: SlurmRecords) -> dict[str, Any]:
-    """Return the records of jobs and processes that belong to this folder, not to one that it was copied from."""
+    """Return the summary fields that describe SLURM jobs and their processes.
+
+    If the run folder is a copy, the jobs of the original folder are left out.
+    """
     submission, cancellation = records.submission, records.cancellation
     known = [record for record in (attempt, submission) if record]
     others = [record for record in known if not run.owns(record)]

@@ -156,7 +156,7 @@ def _may_be_written(run: Run) -> bool:
 
 
 def _leftover(path: Path, reason: str) -> Leftover:
-    """Return a leftover for a path, with the size of the file or folder."""
+    """Return a :class:`Leftover` for a file or folder, with its total size."""
     if not path.is_dir():
         return Leftover(path, reason, path.lstat().st_size)
     inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -164,7 +164,10 @@ def _leftover(path: Path, reason: str) -> Leftover:
 
 
 def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
-    """Yield temporary files and folders of processes that have ended; those from other hosts only after a day."""
+    """Yield temporary files and folders of processes that have ended.
+
+    A process on another host is assumed to have ended if its file or folder has not been changed for a day.
+    """
     for root in (runs, data):
         for folder, subfolders, names in os.walk(root):
             for name in (*names, *subfolders):

@@ -57,7 +57,7 @@ class JobArray:
 
     @property
     def folder(self) -> Path:
-        """The run folder or sweep folder; the same runs always have the same folder."""
+        """The folder of the run or, for an array, of the sweep; its path depends only on the paths of the runs."""
         if not self.is_array:
             return self.runs[0].path
         digest = files.sha256_of(*(f"{run.path}\n".encode() for run in self.runs))

@@ -114,9 +114,9 @@ def _cancel_without_process(status: Status) -> Cancellation:
 
 
 def _stop_step(status: Status) -> Cancellation:
-    """Ask a training process to stop: signal its job step, in which it is the only task.
+    """Ask a training process to stop by signalling its job step, which contains no other task.
 
-    The step is inside a SLURM job that cnnjob did not submit.
+    The step belongs to a SLURM job that cnnjob did not submit.
     """
     summary = status.summary
     step = f"{summary.attempt['job_id']}.{summary.attempt['job_step']}"

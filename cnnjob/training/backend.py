@@ -28,8 +28,8 @@ def select_backend(job: Job, run: Run) -> str:
         ``numpy`` or ``cuda``.
 
     Raises:
-        JobError: the run was started with a different backend; or no GPU can be used, although the job asks for one or
-            one was allocated to this SLURM job.
+        JobError: the run was started with a different backend; or the job asks for a GPU, or SLURM has allocated a GPU,
+            but no GPU can be used.
     """
     wanted, started_with = job.resources.backend, first_backend(job, run)
     name = started_with or wanted

@@ -44,7 +44,8 @@ class EvaluationSplit:
         """Evaluate the images with the current weights.
 
         Returns:
-            Probabilities (len(order), classes), mean loss in nats per image, and accuracy in 0..1.
+            Probabilities (N, classes) of the N images in :attr:`order`, mean loss in nats per image, and accuracy in
+            0..1.
         """
         probabilities = classifier.probabilities(self.images, self.order)
         loss = metrics.mean_cross_entropy(probabilities, self.labels)

@@ -1,7 +1,7 @@
 """Refusal of settings that have no effect on a given dataset and would only create another run with the same bits.
 
 Settings that have no effect on any dataset are refused or dropped when the job is read (:mod:`cnnjob.jobs.job`).
-The following are always accepted:
+The following are accepted even if they have no effect:
 
 - the default of every key;
 - the neutral values that a sweep starts from: 0 for dropout, smoothing or decay, and 1 for a pool or factor;

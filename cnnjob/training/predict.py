@@ -182,7 +182,7 @@ def _load_best_so_far(run: Run, say: Callable[[str], object]) -> Classifier:
 def _build_classifier(
     run: Run, weights: dict[str, np.ndarray], source: Path, workers: nn.Workers | None = None
 ) -> Classifier:
-    """Build a run's network with the weights that were read from ``source``, which must belong to it."""
+    """Build a run's network with weights read from the file ``source``; refuse weights that do not fit the network."""
     job, data = run.job(), run.data()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = nn.NumPyBackend(workers or nn.Workers(1))
@@ -200,7 +200,10 @@ def _build_classifier(
 
 
 def _usual_background(run: Run, images: Sequence[str], data: Path | None) -> UsualBackground | None:
-    """Measure a sample of the training images; None if no file is to be compared, or the dataset is not available."""
+    """Return the usual backgrounds and contrasts of the training images, measured in a sample.
+
+    None if all images are from the run's own dataset, or if the dataset is not available.
+    """
     if all(_ADDRESS.fullmatch(image) for image in images):
         return None
     with suppress(DataError, OSError):  # prediction works without the dataset

@@ -58,7 +58,7 @@ class TrainingSetup:
 
     @classmethod
     def checked(cls, job: Job, dataset: Dataset) -> Self:
-        """Build a setup and check that it can be trained.
+        """Build a setup, and check that the job can be trained on the dataset.
 
         Raises:
             JobError: the job cannot be trained on the dataset.

@@ -25,7 +25,10 @@ _IN_USE: list[int] = []
 
 
 def local_folder() -> Path:
-    """Return the folder for copies on this node, inside the SLURM job's own local folder if the site provides one."""
+    """Return the folder for this user's copies on this node.
+
+    The folder is in ``SLURM_TMPDIR`` if the site sets this variable, and otherwise in the system's temporary folder.
+    """
     root = os.environ.get("SLURM_TMPDIR") or tempfile.gettempdir()
     return Path(root) / f"cnnjob-{os.getuid()}"
 

@@ -189,7 +189,10 @@ class Trainer:
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
-        """Log and record the step from which bits may differ, if the environment differs from the first attempt's."""
+        """Log a warning if the environment differs from that of the first attempt, since bits may then differ.
+
+        The current step is recorded as the first step whose bits may differ, unless an earlier step was recorded.
+        """
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
             self.say(f"warning: bits may differ from step {self.progress.step} onwards: {'; '.join(differing)}")
@@ -262,7 +265,7 @@ class Trainer:
         self.callback.step(self.progress.epoch + 1, self.progress.epoch_step)
 
     def _check_losses(self) -> None:
-        """Check the losses of all steps since the last check; the attempt fails at the first non-finite one."""
+        """Check the losses of all steps since the last check; a loss that is not finite ends the attempt."""
         self.losses = self.backend.host(self.inputs.losses)
         new = self.losses[self._checked_steps : self.progress.epoch_step]
         if not np.isfinite(new).all():

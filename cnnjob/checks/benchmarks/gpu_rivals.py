@@ -36,7 +36,7 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
 
 
 def _set_precision(torch: Any, precision: str) -> None:
-    """Set the precision of all matrix products from now on; torch's setting applies to the whole process."""
+    """Set the precision of torch's matrix products and convolutions for the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
@@ -58,7 +58,7 @@ def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:
 
 
 def _record_graph(torch: Any, step: Action) -> Action:
-    """Record a step as a CUDA graph; return a function that replays it."""
+    """Record a step as a CUDA graph, and return a function that replays the graph."""
     aside = (
         torch.cuda.Stream()
     )  # torch's documentation requires warm-up steps on a side stream before a graph is captured

@@ -19,7 +19,10 @@ from cnnjob.nn.tensors import Task, Tensor
 
 @contextmanager
 def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the NumPy backend's engine by row name; within the block, BLAS, but not torch, is limited to one thread."""
+    """Yield a dict that maps the name of a row in the results to the NumPy backend's engine.
+
+    Inside the ``with`` block, BLAS libraries use only one thread; torch is not limited.
+    """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - it inspects every loaded library
 
     with threadpool_limits(1, user_api="blas"), nn.Workers(nn.available_cores()) as workers:

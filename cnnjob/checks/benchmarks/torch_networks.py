@@ -129,9 +129,9 @@ def _tensors(module: Any, block: nn.Conv | nn.Dense) -> Iterator[tuple[str, Any,
 def optimiser_like(
     torch: Any, optimiser: nn.Optimiser, module: Any, layers: Sequence[Layer], learning_rate: float
 ) -> Any:
-    """Return a torch optimiser with the settings of a cnnjob optimiser, and one group per parameter.
+    """Return a torch optimiser with the settings of a cnnjob optimiser and one parameter group per parameter.
 
-    torch's SGD always adds the weight decay to the gradient; it has no decoupled weight decay.
+    torch's SGD does not support decoupled weight decay: the weight decay is always added to the gradient.
     """
     parameters = nn.Network(tuple(layers)).parameters
     groups = [

@@ -1,7 +1,7 @@
 """Catalogue of the datasets known by name, with their download addresses and checksums.
 
-The MD5 checksums are those that the publishers state. The SHA-256 checksums were computed from the same files; those of
-MNIST's unpacked files were computed from the decompressed content of the published files.
+The publishers state the MD5 checksums. The SHA-256 checksums were computed from the published files or, for MNIST's
+unpacked files, from the decompressed content of the published files.
 """
 
 import math
@@ -67,7 +67,7 @@ class Entry:
             path: path of the file to be prepared.
 
         Returns:
-            A dataset without checksums whose mean and std are NaN.
+            A dataset that has no checksums, and whose mean and std are NaN.
         """
         unknown = (math.nan,) * self.shapes["train"][3]
         return Dataset(path, self.name, self.class_names, unknown, unknown, dict(self.shapes), {}, {}, {})
@@ -249,7 +249,7 @@ KNOWN = (MNIST, FASHION_MNIST, CIFAR10, CIFAR100, DIGITS)
 
 
 def published_entry(dataset: Dataset) -> Entry | None:
-    """Return the entry whose published files a dataset was prepared from; None if the dataset has another source."""
+    """Return the catalogue entry from which a dataset was prepared; None if the dataset has another source."""
     for entry in KNOWN:
         sets = [{file.name: file.sha256 for file in files} for files in (entry.files, entry.unpacked) if files]
         digits = entry is DIGITS and dataset.shapes == entry.shapes

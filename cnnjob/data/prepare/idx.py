@@ -94,10 +94,10 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
 
     Args:
         path: the file.
-        dimensions: the permitted numbers of dimensions. Images, which have three dimensions, must be bytes.
+        dimensions: the permitted numbers of dimensions. The values must be bytes if there are more than two.
 
     Raises:
-        DataError: the file is damaged, or is not an IDX file with one of these numbers of dimensions.
+        DataError: the file is damaged, is not an IDX file, or has dimensions or values that are not permitted.
     """
     with open_regular(path) as file:
         stream = _decompressed(file)

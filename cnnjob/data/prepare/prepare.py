@@ -74,7 +74,8 @@ def prepare(
     """Convert a dataset into one HDF5 file, unless that file already exists.
 
     Args:
-        name: name of an entry in :data:`KNOWN`; ``folder`` or any other name for the images in ``source``.
+        name: name of an entry in :data:`KNOWN`, or a new name for the images in ``source`` or ``arrays``; ``folder``
+            stands for the name of the file ``out``, without its suffix.
         out: the file to write; its folder is created if necessary, and a symbolic link is followed.
         source: a folder, a file or a URL; if None, the files are downloaded from the publisher or its mirrors.
         sha256: expected SHA-256 of the source; if specified, the source may differ from the published one.

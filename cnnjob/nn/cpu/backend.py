@@ -92,7 +92,11 @@ class NumPyBackend(HostMemory):
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the softmax of the logits' weighted mean over several views; the last task advances to the next step."""
+        """Plan the softmax of the weighted mean of the logits over several views.
+
+        Returns:
+            One task to run after each view, and a final task that computes the softmax and advances to the next step.
+        """
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def update(

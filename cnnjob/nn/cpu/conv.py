@@ -1,13 +1,14 @@
 """Conv block in NumPy: convolution, bias, activation and max-pooling in one operation.
 
-Each of the P² outputs in a pooling window belongs to a different *phase*. A phase is a GEMM over the patches of its
-outputs, so that max-pooling is the maximum of P² arrays and everything after it is P² times smaller. For the backward
-pass, each phase stores a mask of the windows whose gradient it receives. The gradient of a window goes to the phase
-with the maximum output; if several outputs are equal, it goes to the first of them in row-major order.
+A pooling window contains P² outputs of the convolution. The outputs at the same position in all windows form a
+*phase*, which a GEMM computes as one array. Max-pooling is then the maximum of P² arrays, and everything after it is P²
+times smaller. For the backward pass, each phase has a mask that marks the windows in which this phase receives the
+gradient. If several outputs of a window equal the maximum, the first in row-major order receives the gradient.
 
-A batch is split into shards, which run on all cores, and a shard into cache blocks, whose arrays fit in a core's cache.
-The patches of a cache block are not stored for the backward pass, since gathering them again is faster. Only patches
-with few channels are stored, since they are small and slow to gather.
+A batch is split into shards, which run on all cores. Each shard is split into cache blocks, which are small enough that
+the arrays of a block fit in a core's cache. The backward pass gathers the patches of each block again, which is faster
+than storing the patches of the whole batch. Only patches with few channels are stored, since they are small, and slow
+to gather.
 """
 
 from functools import partial
@@ -217,7 +218,7 @@ def _plan_forward(block: Conv, patches: "_Patches", memory: Arrays, matrix: Arra
 def _plan_kernel_backward(
     patches: "_Patches", memory: Arrays, kernel: _Kernel, total: Array, dy: Array, masks: Array, *, gathers: bool
 ) -> Task:
-    """Plan the gradients of z and of the kernel's trainable rows; the latter are added to ``total``."""
+    """Plan a task that computes the gradient of z and adds the gradient of the kernel's trainable rows to ``total``."""
     dz, product = memory["dz"], memory["product"]  # (P·P, n, H', W', F), (trainable rows, F)
     dz_groups = dz.reshape(len(patches.groups), -1, dz.shape[-1])
     products = [(rows.T[kernel.rows], dz_rows) for rows, dz_rows in zip(patches.groups, dz_groups, strict=True)]

@@ -19,8 +19,8 @@ def pool(workers: Workers, arena: Arena, block: MaxPool | GlobalPool, x: Tensor,
 def _max_pool(workers: Workers, arena: Arena, block: MaxPool, x: Tensor, y: Tensor) -> ForwardBackward:
     """Plan max-pooling: (N, H, W, C) → (N, H // P, W // P, C).
 
-    Among equal maxima, the first in row-major order receives the gradient. Rows and columns that do not fill a window
-    receive none.
+    If several values in a window equal the maximum, the first in row-major order receives the gradient. Rows and
+    columns that do not fill a window have gradient 0.
     """
     P, (H, W) = block.side, y.value.shape[1:3]
 

@@ -53,14 +53,15 @@ class CudaBackend:
         fuses: bool = True,
         captures: bool = True,
     ) -> None:
-        """Use a device; without one, only count memory.
+        """Use a device; if no device is given, only count memory.
 
         Args:
             device: the device that holds the arrays and runs the kernels.
             column_bytes: maximum size of a convolution's patch matrix (see :mod:`cnnjob.nn.cuda.conv`).
-            fuses: True to compute some neighbouring parts in one kernel (see :mod:`cnnjob.nn.cuda.fused`); False to
-                compute each part separately, as a reference.
-            captures: True to record a step and replay it; False to launch its kernels each time, with the same results.
+            fuses: True to compute some consecutive operations in one kernel (see :mod:`cnnjob.nn.cuda.fused`); False to
+                compute each operation separately, as a reference.
+            captures: True to record a step once and replay the recording; False to launch the step's kernels each time,
+                with the same results.
         """
         self.device: Device = device or ShapeOnlyDevice()
         self._column_bytes, self._fuses, self._captures = column_bytes, fuses, captures
@@ -177,7 +178,11 @@ class CudaBackend:
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]
     ) -> tuple[list[Task], Task]:
-        """Plan the softmax of the logits' weighted mean over several views; the last task advances to the next step."""
+        """Plan the softmax of the weighted mean of the logits over several views.
+
+        Returns:
+            One task to run after each view, and a final task that computes the softmax and advances to the next step.
+        """
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def update(

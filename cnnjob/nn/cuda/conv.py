@@ -1,8 +1,8 @@
 """Conv block on a device: convolution, bias, activation and max-pooling, for a few images at a time.
 
-The patch matrix (im2col) covers only a few images, so that it stays in the device's cache until the GEMM has read it.
-It is not stored: the backward pass computes it again. For each pooling window, only the maximum's position is
-stored.
+The patch matrix (im2col) covers only a few images, so that it is still in the device's cache when the matrix product
+reads it. It is not kept for the backward pass, which computes the patches again. For each pooling window, only the
+position of the maximum is kept.
 """
 
 from math import prod
@@ -97,7 +97,8 @@ def _plan_images(
 ) -> ForwardBackward:
     """Plan the block for a slice of the batch.
 
-    The backward task adds to the weight gradient; for the first images of the batch, it overwrites the gradient.
+    The backward task adds to the weight gradient, or overwrites the gradient if the slice begins with the batch's first
+    image.
     """
     x, y = tensors
     # columns (n·H'·P·W'·P, K·K·C); z and dz (n·H'·P·W'·P, F); d_pooled and winner (n, H', W', F)

@@ -28,7 +28,7 @@ class CudaDevice:
     """The current GPU, with CuPy arrays and one stream on which everything runs in order."""
 
     def __init__(self, precision: str = "float32") -> None:
-        """Use the GPU, with GEMMs in this precision (see :attr:`cnnjob.nn.cuda.device_api.Device.precision`)."""
+        """Use the GPU, with the given precision for GEMMs (see :attr:`cnnjob.nn.cuda.device_api.Device.precision`)."""
         import cupy
         from cuda.pathfinder import load_nvidia_dynamic_lib  # noqa: PLC0415 - comes with CuPy
 

@@ -1,4 +1,8 @@
-"""CUDA graphs of steps: the first two runs are launched as usual, the third is recorded, and later runs replay it."""
+"""CUDA graphs of steps.
+
+The kernels of a step are launched as usual the first two times. The third time, they are recorded as a graph, which is
+replayed from then on.
+"""
 
 from collections.abc import Callable
 

@@ -103,7 +103,7 @@ def _is_own_error(run: Run, code: int) -> bool:
 
 
 def _has_begun(run: Run) -> bool:
-    """Return whether the newest attempt was made by this job since its last start."""
+    """Return whether this SLURM job has begun an attempt on the run since the job was last started."""
     attempts = run.attempts()
     return bool(attempts) and process.is_same_job_start(attempts[-1])
 

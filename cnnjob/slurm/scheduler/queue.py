@@ -117,7 +117,10 @@ def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
 
 
 def _jobs_in(row: list[str], ids: Iterable[str]) -> list[QueuedJob]:
-    """Return the job in a row, or the pending array tasks that share it; none if the row is not about a job."""
+    """Return the jobs that one row of squeue's output describes; an empty list if the row is not about a job.
+
+    A row describes a single job or several pending tasks of a job array.
+    """
     if len(row) != len(FIELDS) or not re.fullmatch(r"[A-Z_]+\+?", row[1]):
         return []
     comment = "" if row[-1] in NO_COMMENT else row[-1]

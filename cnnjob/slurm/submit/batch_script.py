@@ -49,7 +49,7 @@ def build_script(array: JobArray, parameters: Mapping[str, Any]) -> str:
 
 
 def python_command() -> str:
-    """Return the shell command for this interpreter; with ``-P``, it imports nothing from the current folder."""
+    """Return the shell command for this Python interpreter; ``-P`` prevents imports from the current folder."""
     return f"{shlex.quote(sys.executable)} -P"
 
 

@@ -164,7 +164,7 @@ def _install(fresh: Path, folder: Path, package: Mapping[str, bytes]) -> None:
 
 
 def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
-    """Replace or remove every entry that differs from the package, with one rename per entry.
+    """Make the content of a snapshot folder equal to the package, with one rename per replaced or removed entry.
 
     The folder itself is not replaced, since a SLURM job may be starting from it.
     """

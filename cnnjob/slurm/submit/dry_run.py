@@ -63,9 +63,9 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
 
 
 def _how_it_resumes(request: Request, current_site: Site | None) -> str:
-    """Return a clause that describes how a job that has saved and stopped is restarted.
+    """Return a clause on how a job is restarted after it has saved and stopped: by a requeue or by a successor.
 
-    The clause names both possibilities if neither the request nor the site determines which one applies.
+    If neither the request nor the site's settings determine which, the clause names both.
     """
     allowed = request.requeue
     if allowed is None and current_site:

@@ -81,7 +81,7 @@ def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
 def config_file() -> Path:
     """Return the path of the user's configuration file.
 
-    It may contain every key of a profile, and ``profile``, the name of the default profile.
+    The file may set any key of a profile; its key ``profile`` sets the name of the default profile.
     """
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cnnjob" / "config.toml"
 

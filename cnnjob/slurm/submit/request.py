@@ -162,7 +162,7 @@ class Request(Settings):
         return self.model_copy(update={**changes, **memory})
 
     def idle_gpus(self, backend: str) -> str:
-        """Return a warning about GPUs that a run would reserve but not use; empty if there are none."""
+        """Return a warning if a run would reserve more GPUs than it uses; otherwise an empty string."""
         used = int(backend != "numpy")
         if self.gpu_count <= used:
             return ""

@@ -1,1 +1,1 @@
-"""Read images stored as arrays: NumPy files, IDX sets with any name, SVHN, and binary versions of known datasets."""
+"""Read images stored as arrays: NumPy files, IDX files, SVHN, and binary versions of known datasets."""

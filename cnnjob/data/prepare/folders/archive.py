@@ -113,7 +113,7 @@ class ZipTree(FolderTree):
         return listing
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
-        """Read a member and return its content and the archive's stamp.
+        """Read a member; return its content and the archive's stamp (see :func:`stamp_of`).
 
         Raises:
             DataError: the member is missing, damaged or too large.
@@ -131,7 +131,7 @@ class ZipTree(FolderTree):
             raise DataError(f"{self.path(name)}: damaged ({error}). Copy or download the archive again") from error
 
     def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the archive's stamp, which is also the stamp of every member."""
+        """Return the stamp of the archive, which all members share (see :func:`stamp_of`)."""
         return _stamp_of_file(self.root)
 
     def digest(self, name: str) -> bytes:
@@ -213,7 +213,7 @@ class TarTree(FolderTree):
         return content, self._stamp or (0, 0, 0, 0)
 
     def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the archive's stamp, which is also the stamp of every member."""
+        """Return the stamp of the archive, which all members share (see :func:`stamp_of`)."""
         return _stamp_of_file(self.root)
 
     def digest(self, name: str) -> bytes:

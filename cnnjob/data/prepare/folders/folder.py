@@ -175,7 +175,7 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
-    """Return a description of the first two copies of an image that differ in split or label."""
+    """Return a description of two copies of an image: the first, and the next one that has another split or label."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 
@@ -282,7 +282,7 @@ def read_folder(
 
 
 def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
-    """Return the classes of Tiny ImageNet's validation images by file name; None if the folder has no table of them."""
+    """Return the classes of Tiny ImageNet's validation images by file name; None if the folder has no annotations."""
     name = next((path for path in listing.left_out if path.rpartition("/")[2] == ANNOTATIONS), None)
     if name is None:
         return None
@@ -292,7 +292,7 @@ def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:
 
 
 def _hint_at_left_out(layout: FolderLayout) -> str:
-    """Return advice on how to use the images in folders that are left out; empty if there are no such folders."""
+    """Return advice on how to use images in folders from which nothing is read; empty if there are no such images."""
     images = [path for path in layout.left_out if is_named_as_image(path)]
     folders = [name for name in _left_out(replace(layout, left_out=tuple(images)), ()) if name.endswith("/")]
     if not folders:

@@ -186,7 +186,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
 
 
 def _ends(path: str) -> Iterator[str]:
-    """Yield the trailing parts of a path by which a table may refer to the file, each with and without its suffix."""
+    """Yield the names by which a table may refer to a file: each trailing part of its path, with and without suffix."""
     while path:
         yield path
         stem, dot, _ = path.rpartition(".")

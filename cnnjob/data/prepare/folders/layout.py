@@ -1,8 +1,9 @@
 """Find the classes and splits of a dataset from folder names, using pure functions of a list of paths.
 
 Splits may have any common name (``train``, ``Training``, ``seg_train``, ``val2017``), and the folders inside them are
-the classes. A single folder that only contains the folders of the splits or classes is skipped. An ambiguous tree is
-refused, since a wrong guess would silently produce wrong labels.
+the classes. If a folder contains nothing but one subfolder, and the subfolder contains the splits or classes, the
+search continues in the subfolder. An ambiguous tree is refused, since a wrong guess would silently produce wrong
+labels.
 """
 
 import re
@@ -111,14 +112,14 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     Args:
         listing: files and folders in the folder.
         where: path of the folder, for messages.
-        annotations: the classes of Tiny ImageNet's validation images, by file name; None if the folder has no table of
-            them.
+        annotations: the classes of Tiny ImageNet's validation images, by file name; None if the folder has no
+            annotations.
 
     Returns:
-        The layout; its only split is ``train`` if the folder has no splits.
+        The layout; if the folder is not divided into splits, all images are in the split ``train``.
 
     Raises:
-        DataError: there are no class folders, or their meaning is ambiguous.
+        DataError: there are no class folders, or the meaning of the folders is ambiguous.
     """
     root = _unwrapped(_nested(listing))
     split_folders = _find_splits(root, where)

@@ -34,7 +34,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def is_visible(name: str) -> bool:
-    """Return whether a name is neither hidden nor a name that desktops and archivers use for files of their own."""
+    """Return whether a name is neither hidden nor typical of files and folders that desktops and archivers create."""
     return not name.startswith(".") and name.lower() not in _CLUTTER
 
 
@@ -75,10 +75,10 @@ class FolderTree:
         self.root = root
 
     def list(self) -> Listing:
-        """Return a listing of all files and folders.
+        """Return a listing of all files and folders in the tree.
 
         Raises:
-            DataError: a folder cannot be read, or its links form a loop.
+            DataError: a folder cannot be read, or symbolic links form a loop.
         """
         listing = Listing()
         for path, is_folder in _walk(self.root, "", (_inode(self.root),), [0]):
@@ -136,7 +136,10 @@ class FolderTree:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """Return a file's device, inode, size and change time; at least one changes if it is replaced or written to."""
+    """Return a file's stamp: its device, inode, size and change time.
+
+    If the file is replaced or written to, at least one of these values changes.
+    """
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
