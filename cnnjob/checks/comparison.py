@@ -106,7 +106,7 @@ def digests(run: Run) -> dict[str, str]:
 
 
 def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
-    """Compare two finished runs part by part; return the first difference in each part.
+    """Compare two finished runs part by part, and return the first difference in each part that differs.
 
     Args:
         uninterrupted: the run that was not interrupted.
@@ -179,7 +179,7 @@ def _value_text(value: Any) -> str:
 
 
 def remarks(uninterrupted: Run, killed: Run) -> list[str]:
-    """Return reasons, such as different environments, why the bits of two runs may differ without a defect."""
+    """Return reasons why the bits of two runs may differ without a defect, such as different environments."""
     reasons = []
     if differing := environment.environment_differences(uninterrupted.environment(), killed.environment()):
         reasons.append(f"bits may differ: the killed run has {'; '.join(differing)}")

@@ -1,6 +1,6 @@
 """Run a job twice on a cluster, once uninterrupted and once with kills at random moments, and compare the bits.
 
-When the training process is killed, the batch script restarts the run as it would any other.
+Only the training process is killed. The batch script survives, and restarts the run as after any other failure.
 """
 
 import random
@@ -87,7 +87,7 @@ class _Killer:
         self._run, self._kill_steps, self._draw, self._say = run, kill_steps, draw, say
 
     def kill_if_due(self) -> None:
-        """Kill the current attempt if it has saved a new checkpoint at or after the step of the next kill."""
+        """Kill the current attempt if it has saved a new checkpoint at or after the step planned for the next kill."""
         if len(self.done) == len(self._kill_steps) or self._run.result_file.exists():
             return
         attempts, saved_step = self._run.attempts(), newest_step(self._run.checkpoints_folder)

@@ -25,27 +25,30 @@ SETTINGS = (
 
 
 def settings(incomplete: str) -> list[str]:
-    """Return the matching job file keys; values are not completed."""
+    """Return the job file keys that begin with the typed text; values are not completed."""
     return _matching(incomplete, SETTINGS)
 
 
 def jobs(incomplete: str) -> list[str]:
-    """Return the matching job names; if there are none, the shell offers files, such as job files."""
+    """Return the job names that begin with the typed text.
+
+    If there are none, the shell offers files, such as job files.
+    """
     return _matching(incomplete, named_toml_files("jobs"))
 
 
 def datasets(incomplete: str) -> list[str]:
-    """Return the matching names that ``cnnjob prepare`` accepts: the known datasets and ``folder``."""
+    """Return the names for ``cnnjob prepare`` that begin with the typed text: known datasets and ``folder``."""
     return _matching(incomplete, (*DATASETS, "folder"))
 
 
 def prepared_datasets(incomplete: str) -> list[str]:
-    """Return the matching names of datasets in ``data/``; if there are none, the shell offers files."""
+    """Return dataset names in ``data/`` that begin with the typed text; if there are none, the shell offers files."""
     return _matching(incomplete, sorted(path.stem for path in Path("data").glob("*.h5")))
 
 
 def shown(incomplete: str) -> list[str]:
-    """Return the matching files of prepared datasets, then the matching job names."""
+    """Return the paths of prepared datasets and the names of jobs that begin with the typed text."""
     return [*_matching(incomplete, sorted(map(str, Path("data").glob("*.h5")))), *jobs(incomplete)]
 
 

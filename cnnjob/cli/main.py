@@ -69,7 +69,7 @@ class _Light:
         return option
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Return the completions without their help texts, which rich would render."""
+        """Return the completions without their help texts, since rich would be imported to render them."""
         completions = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
         for completion in completions:
             completion.help = None
@@ -83,7 +83,7 @@ class Command(_Light, typer.core.TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, without converting them during completion."""
+        """Parse the arguments; during completion, split them but do not convert them."""
         if not ctx.resilient_parsing:
             return super().parse_args(ctx, args)
         given, ctx.args, _ = self.make_parser(ctx).parse_args(args=args)

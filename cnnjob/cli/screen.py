@@ -201,7 +201,7 @@ def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, nar
     Args:
         header: one title per column.
         rows: the cells of each row.
-        narrow: whether to leave less space between columns and fold only the last one.
+        narrow: whether to leave less space between columns, and to fold long cells only in the last column.
 
     Returns:
         The table, for rich to print.
@@ -286,7 +286,7 @@ class Screen:
         self._accuracy = ""
 
     def __enter__(self) -> Self:
-        """Return the callback; the bar appears when training starts."""
+        """Return this callback; the progress bar appears when training starts."""
         return self
 
     def __exit__(self, *error: object) -> None:

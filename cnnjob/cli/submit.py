@@ -154,9 +154,9 @@ def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Datase
 
 
 def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Path, tuple[Run, str]]":
-    """Create each job's run, and return the runs by folder, each with a description.
+    """Create a run for each job, and return each run and its description, by the run's folder.
 
-    The description lists the settings that distinguish the run from the others.
+    The description of a run lists the settings that distinguish it from the other runs.
     """
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs

@@ -96,7 +96,7 @@ def verify_resume(
 def _run_verification(
     job: "Job", dataset: "Dataset", folder: Path, request: "Request | None", kills: int, seed: int, wait_minutes: float
 ) -> "RunComparison":
-    """Run the verification on the cluster if there is a request, otherwise on this machine."""
+    """Run the verification on the cluster if SLURM resources are requested, otherwise on this machine."""
     if request is None:
         from cnnjob.checks.resume import verify_resume
 
@@ -120,10 +120,10 @@ def _plan(whole: "Job", short: "Job", dataset: "Dataset", kills: int, seed: int)
 
 
 def _new_folder(keep: Path | None, on_cluster: str | None) -> Path:
-    """Create the folder for both runs.
+    """Create the folder for the uninterrupted and the killed run.
 
     The folder is ``keep`` if given, otherwise a temporary folder. Cluster nodes cannot see this machine's ``/tmp``, so
-    on a cluster, the temporary folder is ``verify-resume/JOB-…`` in the current folder.
+    the temporary folder for runs on a cluster is ``verify-resume/JOB-…``, relative to the current folder.
     """
     import tempfile
 

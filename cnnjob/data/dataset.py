@@ -160,7 +160,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged.
-            JobError: there is no such split.
+            JobError: the dataset does not have this split.
         """
         with self._arrays_of(split) as arrays:
             images, labels = (array[0 : len(array)] for array in arrays)
@@ -188,7 +188,8 @@ class Dataset:
             self._require_moments(*moments.mean_and_std())
 
     def _require_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Refuse a mean or std that differs at all from the computed one, which is the same on every machine."""
+        """Refuse a stored mean or std that is not exactly equal to the one computed from the training images."""
+        # The computation gives the same bits on every machine, so no tolerance is needed.
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
@@ -207,7 +208,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged.
-            JobError: there is no such split.
+            JobError: the dataset does not have this split.
         """
         with self._arrays_of(split) as (_, stored):
             labels = stored[0 : len(stored)]
@@ -248,7 +249,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged.
-            JobError: there is no such split.
+            JobError: the dataset does not have this split.
         """
         with self._arrays_of(split) as (_, labels):
             return tuple(np.bincount(labels[0 : len(labels)], minlength=len(self.class_names)).tolist())
@@ -261,7 +262,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged; the message names the first array that does not match.
-            JobError: there is no such split.
+            JobError: the dataset does not have this split.
         """
         for split in splits or self.splits:
             with self._arrays_of(split) as arrays:
@@ -276,7 +277,7 @@ class Dataset:
 
         Raises:
             DataError: the file is damaged, or its arrays are stored in chunks, as in format 1.
-            JobError: there is no such split.
+            JobError: the dataset does not have this split.
         """
         with self._arrays_of(split) as (images, _):
             if not isinstance(images, StoredArray):

@@ -551,7 +551,10 @@ def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
 
 
 def _misread_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> str:
-    """Return why a TIFF image is refused: Pillow would silently decode the wrong pixels. Empty if it would not."""
+    """Return why a TIFF image is refused, or an empty string if it is accepted.
+
+    An image is refused if Pillow would decode wrong pixels without raising an error.
+    """
     tags = image.tag_v2
     n_channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     is_raw = tags.get(TiffImagePlugin.COMPRESSION, _RAW) == _RAW

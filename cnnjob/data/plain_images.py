@@ -38,7 +38,8 @@ def plain_image(content: bytes, max_pixels: int) -> Image.Image | None:
         max_pixels: maximum height times width of an image that is decoded.
 
     Returns:
-        The image, in mode L or RGB; None if the file is anything else.
+        The image, in mode L or RGB. None if the file is of another kind, contains anything unusual, or has too many
+        pixels.
 
     Raises:
         struct.error, ValueError: the file may be damaged.

@@ -25,7 +25,7 @@ SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Identity of a file and its content; it changes if the file is replaced, truncated or written to."""
+    """Version of a file; the version changes if the file is replaced, truncated or written to."""
 
     device: int
     inode: int

@@ -29,7 +29,7 @@ def write_profile(name: str, partition: str | None = None) -> Path:
 
     Raises:
         JobError: the profile already exists, or its name is not valid.
-        SchedulerError: SLURM is not available, or there is no such partition.
+        SchedulerError: SLURM is not available, or the cluster has no partition with this name.
     """
     cluster, path = query_cluster(), FOLDER / f"{name}.toml"
     if not name.replace("-", "").replace("_", "").isalnum():

@@ -104,7 +104,13 @@ def apply_override(
 
 
 def _enter_table(table: Any, name: str, following: str, override: str) -> Any:
-    """Return the table with a given name, after expanding a shorthand for it (``true``, or the name of a kind)."""
+    """Return the table with a given name inside another table or list.
+
+    A shorthand in place of the table (``true``, or the name of a kind) is first expanded to a table.
+
+    Raises:
+        JobError: the outer value is neither a table nor a list with this index.
+    """
     index: Any = _list_index(table, name)
     if index is None and not isinstance(table, dict):
         raise JobError(_no_key_message(override, name))

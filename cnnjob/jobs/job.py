@@ -185,7 +185,7 @@ def find_job_file(name: str) -> Path:
     """Return a job's file, given the file's path, the job's name, or a run folder.
 
     Raises:
-        JobError: there is no such job; the message suggests a similar name.
+        JobError: no job file was found; the message suggests a similar name if there is one.
     """
     # exists() rather than is_file(): reading a pipe or a folder gives a better message.
     if (path := Path(name)).suffix == ".toml" and path.exists():

@@ -78,7 +78,7 @@ def read_list(path: Path, kind: Any, at_least: int = 0) -> list[Any]:
         The elements.
 
     Raises:
-        DataError: the file is missing, is not a regular file, or is damaged; the message names the element.
+        DataError: the file is missing, is not a regular file, or is damaged; the message identifies an invalid element.
     """
     members: list[Any] = checked(files.read_json(path), list[kind], str(path))
     if len(members) < at_least:

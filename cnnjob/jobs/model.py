@@ -19,7 +19,7 @@ _ORDER: Order = ("norm", "activation", "pool")
 
 
 def _named_or_deviation(*names: str) -> BeforeValidator:
-    """Return a validator that accepts one of the names or a standard deviation, with one message for both."""
+    """Return a validator for one of ``names`` or a standard deviation, which raises one error if a value is neither."""
 
     # A plain union would report one error per alternative.
     def checked(value: Any) -> Any:

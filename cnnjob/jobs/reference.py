@@ -63,7 +63,10 @@ def format_markdown() -> str:
 
 
 def _tables(section: Section, name: str) -> Iterator[tuple[str, Section]]:
-    """Yield a table and all tables below it by dotted name; a block is named after its own key."""
+    """Yield a table and all tables inside it, each with its dotted name.
+
+    A block's table has a name such as ``{ conv = … }`` instead.
+    """
     yield name, section
     for key, field in section.model_fields.items():
         for inner in tables_in(field):

@@ -181,7 +181,7 @@ def _has_one_kind(table: dict[str, Any], kinds: Iterable[str]) -> bool:
 def is_older(info: ValidationInfo) -> bool:
     """Return whether a job in an older format is being read.
 
-    Such a job may have settings without effect, which are refused in the current format.
+    In the older formats, a job may contain settings that have no effect. The current format refuses such settings.
     """
     return bool(info.context and info.context.get("older"))
 

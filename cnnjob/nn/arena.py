@@ -65,7 +65,7 @@ class ArrayStore(Protocol):
 
 
 class HostMemory:
-    """Host memory for NumPy arrays; with more than one lane, it is shared with processes forked later."""
+    """Host memory for NumPy arrays; if ``lanes`` exceeds 1, processes that are forked later share this memory."""
 
     def __init__(self, lanes: int = 1) -> None:
         """Provide memory for up to ``lanes`` concurrent tasks."""
@@ -116,7 +116,7 @@ class Arena:
         memory: Array | None = None,
         scratch_bytes: Mapping[int, int] | None = None,
     ) -> None:
-        """Create an arena; without memory, it only counts bytes. :meth:`allocate` creates one with memory."""
+        """Create an arena, which only counts bytes if ``memory`` is None; :meth:`allocate` provides the memory."""
         self._owner, self._memory = owner, memory
         self._used_bytes = 0
         self._scratch_bytes: dict[int, int] = {}
@@ -197,7 +197,7 @@ def shape_only_array(shape: Shape, dtype: Any) -> Array:
 
 
 def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
-    """Return bytes viewed as an array, or a shape-only array if there is no memory."""
+    """Return the first bytes of ``memory`` viewed as an array, or a shape-only array if ``memory`` is None."""
     if memory is None:
         return shape_only_array(shape, dtype)
     array: Array = memory[: prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)

@@ -103,7 +103,7 @@ class Chain:
         return [step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)]
 
     def _plan_residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
-        """Plan the shortcut, the body and their sum; the backward tasks add up both gradients in ``x.gradient``."""
+        """Plan the shortcut, the body and their sum; ``x.gradient`` receives the sum of their input gradients."""
         shape, prefix, first_index = link.layer.input_shape, f"{link.name}/", first_inner_index(link.layer_index)
         body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x)
         # Both terms of a sum have the sum's gradient, so the shortcut shares the gradient array of the body's output.

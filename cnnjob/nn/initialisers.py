@@ -62,8 +62,8 @@ def count_whitening_images(image_shape: Shape) -> int:
 def whitening_filters(images: Array, shape: Shape, pixels: PixelNormalisation) -> Array:
     """Return filters whose outputs on image patches are uncorrelated and have variance 1 (Jordan 2024, §3.3).
 
-    With λ and v the eigenvalues and eigenvectors of the patch covariance, the filters are v/√(λ + eps), largest λ
-    first, followed by their negatives.
+    Let λ be the eigenvalues and v the eigenvectors of the covariance of the patches. The first half of the filters is
+    v/√(λ + eps), in descending order of λ; the second half is the negative of the first.
 
     Args:
         images: images, uint8 (N, H, W, C).

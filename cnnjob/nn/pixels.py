@@ -55,7 +55,7 @@ class Augmentation:
         """Draw the changes to be applied to the given images.
 
         Args:
-            words: generator with memory for n blocks of words.
+            words: random number generator with memory for one block of random words per image.
             images: indices of the images, int64 (n,).
             epoch: the epoch, counted from 0.
             seed: the job's seed.

@@ -177,12 +177,12 @@ def build_step_inputs(
 
     Args:
         memory: the memory in which to allocate the inputs.
-        images: uint8 (images, H, W, C), in that memory or the host's; the whole dataset, or the images of a stream.
-        labels: int64 (images,), in that memory or the host's.
+        images: uint8 (images, H, W, C), in ``memory`` or in host memory: a whole dataset, or the array of a stream.
+        labels: int64 (images,), in ``memory`` or in host memory.
         steps: steps per epoch.
         batch_size: images per step.
         seed: the job's seed.
-        streams: True if the images are those of a stream.
+        streams: True if ``images`` is the array of a stream.
 
     Returns:
         The inputs, at step 0.

@@ -31,8 +31,8 @@ class ImageSource(Protocol):
 class ImageStream:
     """Reader that loads each step's images into a ring buffer before the step runs.
 
-    The buffer is in the backend's memory, at the end of :attr:`images`. It may be preceded by the first images of one
-    source, which stay in memory: on a GPU, as many as fit.
+    The ring buffer is the last part of :attr:`images`, an array in the backend's memory. The part before the ring is
+    for images that stay in memory: the first images of one source, on a GPU as many as fit. This part may be empty.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ImageStream:
             step: first step to run.
 
         Returns:
-            Index in :attr:`images` of each image in ``order``, int64, valid during the image's step.
+            Index in :attr:`images` of each image in ``order``, int64. An index is valid only during the image's step.
         """
         self._drop()
         batches = order.reshape(-1, batch_size)

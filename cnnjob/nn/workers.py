@@ -192,7 +192,7 @@ class _Worker:
     """Worker process, as seen by the caller."""
 
     def __init__(self, lists: Mapping[int, Sequence[Task]]) -> None:
-        """Fork a process that can run these task lists, which are keyed by number."""
+        """Fork a process that can run the given task lists, each of which is identified by a number."""
         # A sequenced-packet socket preserves message boundaries and reports the end of either process.
         self._socket, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.cpu_seconds = 0.0

@@ -150,7 +150,10 @@ def _compare_pair(better: Group, other: Group) -> GroupDifference:
 
 
 def _with_correction(differences: Sequence[GroupDifference]) -> list[GroupDifference]:
-    """Return the comparisons on one dataset with Holm's correction and the number of seeds that would decide."""
+    """Return the comparisons on one dataset with p-values corrected by Holm's method.
+
+    Each comparison also states how many more seeds would make a difference of the observed size significant.
+    """
     corrected = holm([difference.p_value for difference in differences])
     count = sum(value is not None for value in corrected)
     return [

@@ -166,8 +166,8 @@ def check_predictions(
 
     Args:
         arrays: arrays in ``predictions.npz``.
-        class_names: class names in ``job.json``; empty if it has none.
-        shape: image shape (H, W, C) in ``job.json``; empty if it has none.
+        class_names: class names in ``job.json``; empty if the file has no class names.
+        shape: image shape (H, W, C) in ``job.json``; empty if the file has no image shape.
     """
     names = [str(name) for name in arrays["class_names"]]
     if class_names:

@@ -96,11 +96,11 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
     """Group runs that differ only in their seed.
 
     Args:
-        records: runs in any order; those whose job cannot be read belong to no group. In the row of every
-            other run, the ``group`` cell is set to the label of the run's group.
+        records: runs in any order. A run whose job cannot be read belongs to no group. For every other run,
+            ``record.row["group"]`` is set to the label of the run's group.
 
     Returns:
-        The groups by descending mean test accuracy, with those without a finished run last.
+        The groups by descending mean test accuracy; groups without a finished run come last.
     """
     members: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:

@@ -111,7 +111,7 @@ class Record:
         return f"runs/{self.name.strip('/')}"
 
     def drawings(self) -> dict[str, Drawing]:
-        """Return the run's own figures by their file stem."""
+        """Return the figures of this run, by file name without the suffix."""
         drawings: dict[str, Drawing] = {}
         if self.curve is not None:
             drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
@@ -172,7 +172,10 @@ def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, r
 
 
 def _relative(reason: str, run: Run) -> str:
-    """Return a reason on one line, with paths relative to the run folder, since the row already names the run."""
+    """Return a reason on one line, without the path of the run folder at its beginning.
+
+    The report shows the reason next to the name of the run, so the path would add nothing.
+    """
     return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
 

@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, fence: Any) -> Path:
-    """Write a checkpoint, and remove all others except the previous one.
+    """Write a checkpoint, and remove all other checkpoints except the previous one.
 
     Args:
         folder: the run's ``checkpoints/``.
@@ -164,7 +164,8 @@ def find_newest(
         contents: the arrays that the checkpoint must hold; not checked by default.
 
     Returns:
-        The checkpoint, or None if there is none yet; and a warning for each newer checkpoint, which is damaged.
+        The newest intact checkpoint, or None if no checkpoint exists; and a dict that maps the path of each newer,
+        damaged checkpoint to a message.
 
     Raises:
         DataError: all checkpoints are damaged, or the newest intact one belongs to another job or has another format.

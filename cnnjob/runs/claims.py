@@ -22,8 +22,8 @@ class Claim:
     """The exclusive right to write to a run, from an attempt's start to its end.
 
     Each attempt's record is created exclusively, and serves as claim, restart counter and fence. Before each rename,
-    the owner of attempt N checks for the record of attempt N+1; if that exists, the owner of attempt N no longer owns
-    the run.
+    the owner of attempt N checks whether a record of attempt N+1 exists. If so, another process owns the run, and the
+    write is refused.
     """
 
     run: Run

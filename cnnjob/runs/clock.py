@@ -38,8 +38,8 @@ def file_system_time(path: Path, *folders: Path) -> float:
 
     Args:
         path: an existing path.
-        folders: folders where a file may be created to read the clock, in order of preference; those on other file
-            systems are skipped.
+        folders: folders where a file may be created to read the clock, in order of preference; folders on other
+            file systems are skipped.
 
     Raises:
         OSError: the path's status cannot be read.

@@ -62,17 +62,18 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
 
 
 def open_run_dataset(run: Run, dataset: Dataset | None = None) -> Dataset:
-    """Return the dataset that a run was created with, even if it has moved.
+    """Open the dataset that a run was created with, and check it against the run's manifest.
 
     Args:
         run: the run.
-        dataset: the dataset to use; by default the file named in the run's manifest.
+        dataset: the dataset to check, if its file has moved; by default, the file named in the run's manifest is
+            opened.
 
     Returns:
         The dataset, whose digest is the one recorded in the manifest.
 
     Raises:
-        DataError: the dataset is missing, damaged or a different one.
+        DataError: the dataset is missing or damaged, or is not the one that the run was created with.
     """
     data = run.data()
     opened = dataset or Dataset.open(Path(data["path"]))

@@ -223,7 +223,7 @@ def _kernel_estimate(proc: Path) -> int:
 
 
 def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the bytes left under each control group's limit; the page cache counts as free, as it can be dropped."""
+    """Yield the bytes left under each control group's limit; the page cache counts as free, since it can be dropped."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)

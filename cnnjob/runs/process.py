@@ -129,7 +129,7 @@ def shares_processes(owner: dict[str, Any]) -> bool:
 
 
 def heartbeat_age_seconds(record: Path) -> float:
-    """Return the seconds since an attempt's last heartbeat; 0 if another clock dated it in the future.
+    """Return the seconds since an attempt's last heartbeat; 0 if a clock difference puts the heartbeat in the future.
 
     Args:
         record: the path of the attempt's record.

@@ -274,7 +274,7 @@ class Run:
         return sorted(records, key=lambda path: (int(path.stem), path.name))  # 9999.json, then 10000.json
 
     def identity(self) -> dict[str, Any]:
-        """Return the facts that distinguish this folder from a copy of it, even if other hosts see it at another path.
+        """Return the facts that distinguish this folder from its copies, even on hosts where the folder's path differs.
 
         These are the folder's resolved path, its inode and the inodes of its parent folders in the same file system.
         Moving the folder within a file system preserves its inode, but changes a parent's inode or a name in the path.
@@ -283,9 +283,9 @@ class Run:
         return {"folder": str(path), "inode": path.stat().st_ino, "parents": _inodes_above(path)}
 
     def owns(self, record: dict[str, Any]) -> bool:
-        """Return whether a record with an identity was made in this folder, not in a folder that this one is a copy of.
+        """Return whether a record was made in this folder, rather than copied into this folder together with the run.
 
-        Records without an identity, which older versions wrote, count as the folder's own.
+        A record that does not identify a folder, as written by older versions, counts as made in this folder.
         """
         folder, inode = record.get("folder"), record.get("inode")
         return folder is None or folder == str(self.path.resolve()) or inode == self.path.stat().st_ino
@@ -344,10 +344,12 @@ class Run:
         return False
 
     def require_no_links(self) -> None:
-        """Raise an error if there are symbolic links inside the run folder; the run folder itself may be one.
+        """Refuse a run folder in which a file or folder that is written to is a symbolic link.
+
+        The run folder itself may be a symbolic link.
 
         Raises:
-            DataError: a folder or file that is written to is a symbolic link.
+            DataError: such a file or folder is a symbolic link.
         """
         for path in (
             *(self.attempts_folder, self.checkpoints_folder, self.evaluations_folder, self.slurm_folder),
@@ -386,7 +388,7 @@ class Run:
 
 
 def manifest_format(frozen: dict[str, Any]) -> int:
-    """Return the format of a manifest's job; formats up to 2 were not recorded."""
+    """Return the format of a manifest's job; :data:`OLDEST_FORMAT` if the manifest is too old to state the format."""
     written_as = frozen.get("format", OLDEST_FORMAT)
     return written_as if isinstance(written_as, int) else OLDEST_FORMAT
 

@@ -145,7 +145,9 @@ def _describe_refusals(refused: Mapping[str, str]) -> list[str]:
 
 
 def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
-    """Return the result of cancelling a run's jobs and of stopping a process that trains the run outside those jobs.
+    """Finish cancelling a run whose jobs have already been cancelled, and return the result.
+
+    A process that trains the run but does not belong to any of these jobs is stopped.
 
     Args:
         status: the run's status.

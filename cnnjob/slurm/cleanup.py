@@ -113,8 +113,8 @@ def _require_idle(status: Status, answer: Answer) -> None:
     """Check that no process is writing a run and no SLURM job is queued or running for it.
 
     Raises:
-        BusyError: there is, or may be, such a process or job.
-        SchedulerError: there may be such a job, but the queue could not be read.
+        BusyError: a process may be writing the run, or a SLURM job may be queued or running for it.
+        SchedulerError: the queue could not be read, so a SLURM job for the run may be queued or running.
     """
     summary = status.summary
     path = summary.run.path
@@ -148,7 +148,7 @@ def _require_idle(status: Status, answer: Answer) -> None:
 
 
 def _may_be_written(run: Run) -> bool:
-    """Return whether a process may still be writing a run that has a damaged file."""
+    """Return whether a process may still be writing to a run, given that one of the run's files is damaged."""
     try:
         return run.state() == "running"
     except DataError:  # the record of the last attempt itself is damaged, so only its age can be checked

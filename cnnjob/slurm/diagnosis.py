@@ -327,7 +327,7 @@ def _check_not_restarted(status: Status, _: str) -> Cause | None:
 
 
 def _check_scheduler(status: Status, _: str) -> Cause | None:
-    """Return the cause if SLURM ended the job, according to its accounting or to the batch script's record."""
+    """Return the cause if SLURM ended the job, according to SLURM's accounting or to the batch script's record."""
     summary, outcome = status.summary, status.outcome
     command = next_command.continue_command(summary.run)
     # FAILED and COMPLETED add nothing to the exit code: a later check may find the cause
@@ -407,7 +407,7 @@ def _describe_exit(code: int) -> str:
 
 
 def _explain_silence(status: Status) -> Cause:
-    """Return a cause that states only the known facts, for a run that ended for an unknown reason."""
+    """Return what is known about the end of a run for which no other cause was found."""
     summary, outcome = status.summary, status.outcome
     heartbeat = (
         f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"

@@ -92,18 +92,18 @@ class JobArray:
         """Return the run that this process trains, according to ``SLURM_ARRAY_TASK_ID``.
 
         Raises:
-            DataError: there is no such array task.
+            DataError: the job array has no task with the number in ``SLURM_ARRAY_TASK_ID``.
         """
         return self.run_of(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
 
     def run_of(self, task: str) -> Run:
-        """Return an array task's run; if there is only one run, it is returned for any task.
+        """Return the run of an array task; if the job is not an array, return its only run, whatever the number.
 
         Args:
             task: the array task's number as a string.
 
         Raises:
-            DataError: there is no such array task.
+            DataError: the job array has no task with this number.
         """
         if not self.is_array:
             return self.runs[0]

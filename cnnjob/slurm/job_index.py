@@ -95,8 +95,8 @@ class JobIndex:
     def job_for(self, summary: RunSummary) -> QueuedJob | None:
         """Return the job that is running or queued for a run, or None.
 
-        A running job takes precedence over a waiting one. A job that cnnjob submitted takes precedence over a job that
-        only contains the training process.
+        A running job takes precedence over a waiting one. A job that cnnjob submitted takes precedence over any other
+        job in which the training process runs, such as an interactive job.
         """
         if summary.state in {"finished", "damaged"}:
             return None
@@ -109,11 +109,11 @@ class JobIndex:
 
 
 def _is_of(submission: dict[str, Any], job: QueuedJob) -> bool:
-    """Return whether a job with the recorded id is the job that was submitted; another cluster may use the same ids.
+    """Return whether a job in the queue is the submitted job, given that both have the same id.
 
-    The comments are compared, although a site may change or drop them. If the queue showed the job after its
-    submission, the comment shown there was recorded, and the job must still have that comment. Otherwise, the job's
-    comment must be empty or contain the requested one.
+    Another cluster may use the same ids, so the comments are compared, although a site may change or remove a comment.
+    If the submitted job was seen in the queue, its comment was recorded, and ``job`` must have exactly the recorded
+    comment. Otherwise, the comment of ``job`` must be empty or contain the comment that the submission requested.
     """
     shown, requested = submission.get("shown"), submission.get("comment")
     if shown is not None:

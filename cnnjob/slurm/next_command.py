@@ -140,7 +140,7 @@ def _request_options(run: Run) -> dict[str, Any]:
 
 
 def _other_options(run: Run) -> list[str]:
-    """Return the remaining options of the request: flags and ``--sbatch``."""
+    """Return the options of the request that :func:`_request_options` leaves out: flags and ``--sbatch``."""
     request = _read_request(run)
     requeue = request.get("requeue")
     flags = [] if requeue is None else ["--requeue" if requeue else "--no-requeue"]

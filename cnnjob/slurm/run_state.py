@@ -141,7 +141,7 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
 
 
 def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
-    """Return a status with additional remarks about extra jobs and jobs for another folder or on another cluster."""
+    """Return a status with added remarks about a moved or copied folder, a job on another cluster, and extra jobs."""
     summary, remarks = status.summary, [status.detail]
     if own_jobs and summary.moved_from:
         remarks.append(f"job {own_jobs[0].job_id} is for {summary.moved_from}, the previous path of this folder")

@@ -58,7 +58,7 @@ def _time_of_news(answer: Answer, before: float) -> float:
 
 
 def _has_ended(status: Status, answer: Answer) -> bool:
-    """Return whether a run has ended and no job will restart it; False if unclear because the queue was not read."""
+    """Return whether a run has ended and no job will restart it; False if unknown because the queue was not read."""
     if status.state in {"finished", "damaged"}:
         return True
     if status.is_hidden:  # it may have a job that squeue does not show here, so only its folder counts

@@ -37,7 +37,7 @@ def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
         data: the folder with the datasets.
 
     Raises:
-        JobError: there is no such job and no such dataset, or the job is not valid.
+        JobError: neither a job nor a dataset with this name was found, or the job is not valid.
         DataError: the dataset is damaged.
     """
     return Job.load(name, overrides, default=DefaultJobs(data))

@@ -157,7 +157,7 @@ def _how_to_stream(setup: TrainingSetup) -> str:
 
 
 def place_in_device_memory(setup: TrainingSetup, backend: nn.CudaBackend, host: ImagePlacement) -> ImagePlacement:
-    """Decide how many images stay in GPU memory; refuse a job that does not fit even without them.
+    """Decide how many images stay in GPU memory; refuse a job that does not fit even if no image stays there.
 
     Args:
         setup: the setup of the run.

@@ -131,7 +131,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_translations(self) -> None:
-        """Refuse a translation as large as the image or larger, for which there are too few pixels to mirror."""
+        """Refuse a translation of at least the image's height or width, since there are too few pixels to mirror."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         translations = {

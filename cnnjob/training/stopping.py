@@ -5,7 +5,7 @@ which the training loop reads after each step, when everything that must be save
 
 Sources of each signal, and its effect on training:
 
-    SIGINT              Ctrl-C at a terminal                             save and stop; a second one ends at once
+    SIGINT              Ctrl-C at a terminal                             save and stop; if repeated, end at once
     SIGQUIT             a terminal, or a service manager                 save and stop
     SIGHUP              the terminal or session is closed                save and stop
     SIGTERM             kill, scancel, time limit or preemption          save and stop

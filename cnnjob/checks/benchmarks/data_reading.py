@@ -1,4 +1,4 @@
-"""Benchmark reading a dataset: random batches, as streamed during training, and the whole file in order."""
+"""Measure how fast a dataset is read: in random batches, as streamed during training, and as a whole, in order."""
 
 import os
 import time

@@ -47,7 +47,7 @@ class Engine:
         return self.times(1, 1)[0]
 
     def turn(self, measurements: int, warm_seconds: float) -> list[float]:
-        """Take one turn, and return the seconds per step for each measurement."""
+        """Run this engine for one turn, and return the seconds per step for each measurement."""
         self.begin()
         if self.wait:
             steps = max(1, round(MIN_MEASUREMENT_SECONDS / warm_seconds))

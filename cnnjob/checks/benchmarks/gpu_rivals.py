@@ -1,4 +1,4 @@
-"""The workloads' training steps in torch on a GPU: eager and as a CUDA graph, in both layouts and precisions."""
+"""Training steps of the workloads in torch on a GPU, eagerly and as a CUDA graph, in two layouts and two precisions."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,10 @@ WARM_UPS = 3
 
 
 def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the engines by row name; empty if torch is missing or finds no GPU, or for a single-block workload."""
+    """Return the torch engines for a workload, by row name.
+
+    The dict is empty if torch is missing or finds no GPU, or if the workload consists of a single block.
+    """
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:

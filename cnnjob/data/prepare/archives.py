@@ -295,7 +295,13 @@ def _number(field: bytes) -> int:
 
 
 def _extension(kind: bytes, content: bytes) -> dict[str, str]:
-    """Return the keywords of a pax header, or a GNU long name as ``path``; ignore global pax headers."""
+    """Return the keywords of a pax header; for a GNU header with a long name, return the name under the key ``path``.
+
+    Global pax headers are ignored.
+
+    Raises:
+        ValueError: the header is damaged.
+    """
     if kind == b"L":
         return {"path": _decode_field(content)}
     keywords = {}

@@ -34,7 +34,7 @@ class Entry:
         files: files that the publisher offers for download; empty if the dataset needs no download.
         unpacked: the same files after unpacking.
         mirrors: base URLs to which a file name is appended, in the order in which they are tried.
-        folder: folder created by unpacking the archive.
+        folder: folder that is created when the published archive is unpacked.
         shapes: shape (N, H, W, C) of each split's image array.
     """
 

@@ -71,7 +71,10 @@ def first_accepted(addresses: Sequence[str], target: Path, accept: Callable[[Pat
 
 
 def _reason_of_refusal(target: Path, accept: Callable[[Path], None]) -> str:
-    """Remove the file if it is not accepted, and return the reason; otherwise, return an empty string."""
+    """Return why ``accept`` refuses a downloaded file, or an empty string if the file is accepted.
+
+    A refused file is removed.
+    """
     try:
         accept(target)
     except DataError as error:

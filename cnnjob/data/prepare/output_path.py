@@ -102,7 +102,7 @@ def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> Non
 
 
 def require_writable(out: Path) -> None:
-    """Refuse a path to which no file can be written, without creating anything.
+    """Check that a file can be written to a path. Nothing is created or changed by the check.
 
     Args:
         out: the file to be written.
@@ -138,7 +138,7 @@ def _require_writable(out: Path, target: Path) -> None:
 
 
 def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, options: dict[str, Any]) -> Dataset | None:
-    """Return the dataset that already exists at a path, if it is the requested one.
+    """Return the existing dataset at the output path, if it is the requested dataset.
 
     Args:
         out: the file to be written.
@@ -148,10 +148,10 @@ def existing_dataset(out: Path, name: str, sha256: dict[str, str] | None, option
         options: how the requested dataset's source files are read.
 
     Returns:
-        The dataset, or None if there is no file or only a damaged dataset.
+        The dataset, or None if the file does not exist or is a damaged dataset.
 
     Raises:
-        JobError: a different file or dataset exists and would be overwritten.
+        JobError: the existing file is not the requested dataset, and would be overwritten.
     """
     if not out.exists():
         return None

@@ -38,7 +38,7 @@ class PickledArray:
 
 
 class _FrombufferArray(PickledArray):
-    """Replacement for the function that pickles with protocol 5 call to create an array from a buffer."""
+    """Replacement for NumPy's ``_frombuffer``, which protocol 5 pickles call to create an array from a buffer."""
 
     def __init__(self, content: Any, kind: Any, shape: Any, order: Any) -> None:
         super().__init__()

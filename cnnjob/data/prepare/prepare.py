@@ -164,7 +164,13 @@ def _unrelated_options(sha256: str | None, *, force: bool, verify: bool) -> tupl
 
 
 def _require_known(name: str, source: str | Path | None) -> None:
-    """Refuse a name that is not in the catalogue, unless it is a new name for the images in a source."""
+    """Refuse a name that is not in the catalogue.
+
+    If a source is given, a new name is also accepted: it becomes the name of the dataset prepared from the source.
+
+    Raises:
+        JobError: the name is refused; the message suggests what to specify instead.
+    """
     known = (*_ENTRIES, FOLDER)
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
     if address and name not in _ENTRIES:

@@ -31,7 +31,7 @@ class Remembered:
         sha256: checksums of the source.
         description: detected type of the source.
         warnings: warnings about the source.
-        version: version of cnnjob that prepared it.
+        version: version of cnnjob that prepared the source.
     """
 
     fingerprint: str
@@ -88,7 +88,7 @@ def recall(out: Path, found: str | None) -> Remembered | None:
         found: the current fingerprint of the source.
 
     Returns:
-        The record; None if there is none, or if the source or the package's version has changed.
+        The record; None if no record exists, or if the source or the package's version has changed.
     """
     if found is None or not (path := _record_of(out)).exists():
         return None

@@ -274,7 +274,10 @@ def _plan_turned_backward(block: Conv, x: Tensor, images: slice, memory: Arrays,
 
 
 def _plan_scattered_backward(block: Conv, x: Tensor, images: slice, memory: Arrays, kernel: _Kernel) -> Task:
-    """Plan the input gradient for any stride: the patches' gradients overwrite the patches and are added up."""
+    """Plan the input gradient for any stride.
+
+    The gradients of the patches are written over the patches, and then added to the gradients of the input's pixels.
+    """
     dz = memory["dz"]
     flat_dz = dz.reshape(-1, dz.shape[-1])
     weights = kernel.matrix[: kernel.taps]

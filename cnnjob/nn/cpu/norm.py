@@ -148,7 +148,7 @@ def _plan_shard_passes(
 def _plan_cache_block_passes(
     arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, images: slice, *, resets: bool
 ) -> dict[str, Task]:
-    """Plan the passes over a few images; a shard's first cache block resets the sums."""
+    """Plan the normalisation passes over a cache block; a shard's first cache block resets the shard's sums."""
     z, out, dy, g = x.value[images], y.value[images], y.gradient[images], x.gradient[images]
     n, H, W, C = z.shape
     shapes = [z.shape, (1, n * H * W), (1, C), *[(W, C)] * 3, *[z.shape] * SCRATCH_ARRAYS[block.activation]]

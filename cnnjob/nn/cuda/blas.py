@@ -1,4 +1,4 @@
-"""cuBLAS, called through ctypes because calls made by CuPy cannot be captured in a graph, while direct calls can.
+"""cuBLAS, called through ctypes: unlike CuPy's own calls of cuBLAS, direct calls can be captured in a CUDA graph.
 
 The matrices here are row-major, while those of cuBLAS are column-major. A row-major matrix is its transpose in
 column-major order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.

@@ -81,7 +81,7 @@ def parts_of(tasks: Iterable[Task]) -> list[DeferredPart]:
 
 
 def resolve_tasks(tasks: Iterable[Task], planned: dict[DeferredPart, ForwardBackward]) -> list[Task]:
-    """Return the tasks with all placeholders replaced; parts that are not in ``planned`` are planned alone."""
+    """Return the tasks with all placeholders replaced; a part that is not in ``planned`` is planned by itself."""
     tasks = list(tasks)
     # All at once: both placeholders of a part belong to the same plan, which is made only once.
     plans = {part: planned.get(part) or part.plan_alone() for part in parts_of(tasks)}

@@ -32,8 +32,8 @@ class Device(Protocol):
     def precision(self) -> str:
         """Return the precision of GEMM factors: ``float32``, ``tf32`` (10-bit mantissa) or ``float16``.
 
-        Sums are always float32. With ``float16``, only the factors in convolutions are float16; all others are as with
-        ``tf32``.
+        Sums are always float32. With ``float16``, only the factors in convolutions are float16, and all other factors
+        are ``tf32``.
         """
 
     @property

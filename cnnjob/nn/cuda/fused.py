@@ -100,7 +100,8 @@ class FirstConv:
     def pitch(self) -> int:
         """Return the number of floats from one row to the next in shared memory.
 
-        The number is even, so that two floats can be loaded at once, and places a window's pixels in different banks.
+        The number is even, so that two floats can be loaded at once. It is not a multiple of 32, the number of memory
+        banks, so that two pixels directly above one another are in different banks.
         """
         width = self.layer.y.value.shape[2] * self.block.pool + self.block.kernel - 1
         even = int(width + width % 2)
@@ -151,7 +152,10 @@ class Head:
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return the head of a training step if a thread block can process a whole image, or None."""
+        """Return the head of a training step, or None if the kernel for heads does not support it.
+
+        The kernel processes each image in one thread block, which limits the size of the head.
+        """
         loss = next((part for part in parts if isinstance(part, DeferredLoss)), None)
         if not loss or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
             return None

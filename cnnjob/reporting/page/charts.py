@@ -120,7 +120,7 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
 
 
 def _group_lines(group: Group, index: int, measure: Measure, over: XAxis, unit: float) -> Iterator[Line]:
-    """Yield each seed's curve, then the mean of these curves; one unit of a time axis is ``unit`` seconds."""
+    """Yield each seed's curve, then the mean of these curves; times are divided by ``unit``, in seconds."""
     # One curve per seed, since a copy of a run is not a second measurement; the run in the tables takes precedence.
     curves: dict[Any, Curve] = {}
     for record in (*group.by_seed.values(), *group.records):
@@ -156,7 +156,10 @@ def _mean_line(lines: list[tuple[np.ndarray, np.ndarray]], over: XAxis) -> tuple
 
 
 def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
-    """Draw one run: the watched split, the training images (dashed), and marks for the best epoch and restarts."""
+    """Draw a chart of one run, with marks for the best epoch and the restarts.
+
+    One curve shows the watched split, and a dashed curve shows the training images.
+    """
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     epochs = curve.history["epoch"]
     names = {"train": "training images"}

@@ -148,7 +148,7 @@ def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
 
 
 def _timeline_phases(attempts: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, str]]:
-    """Yield kind, start, end and title of each phase."""
+    """Yield the kind, start, end and title of each phase of the attempts."""
     for attempt, successor in zip(attempts, [*attempts[1:], None], strict=True):
         name, started, ended = f"attempt {attempt.number}", attempt.started, attempt.ended
         if attempt.waited_from:

@@ -115,12 +115,12 @@ def _guard(end: float | None) -> "subprocess.Popen[bytes] | None":
 
 
 def main(end: float) -> None:
-    """Kill the parent process shortly before its SLURM job ends, after SLURM has confirmed the end time.
+    """Kill the parent process shortly before the SLURM job ends, after SLURM has confirmed the end time.
 
-    Return once the parent has been signalled or has ended by itself.
+    Return after sending the signal, or earlier if the parent process ends by itself.
 
     Args:
-        end: when the job ends, in seconds since the epoch; 0 if not yet known.
+        end: time at which the SLURM job ends, in seconds since the epoch; 0 if not yet known.
     """
     parent, pause, later = os.getppid(), 0.0, ASK_LATER_SECONDS[0]
     while not select.select([sys.stdin], [], [], pause)[0]:  # readable at EOF, once the parent has closed the pipe

@@ -51,7 +51,7 @@ class NodeTask:
     """Time limit when running without SLURM; None for no limit."""
 
     def __call__(self) -> NoReturn:
-        """Train, then exit with the outcome's exit code, which is 0 only for a finished run."""
+        """Train, then end the process with an exit code that reports the outcome; 0 means that the run is finished."""
         code = 1
         # submitit's handlers would requeue the job by its own rules, or ignore the signal. Until training installs its
         # own handlers, the default action is safe, since there is nothing to lose.

@@ -187,8 +187,8 @@ class _Terminated(Exception):  # noqa: N818 - not an error
 def _sigterm_retries() -> Iterator[None]:
     """Raise :class:`_Terminated` on SIGTERM inside the ``with`` block, and ignore SIGTERM after the block.
 
-    The signal may mean that the job is being cancelled, so SLURM is queried again for the cause. Outside the block, the
-    signal must not interrupt the recording of a decision.
+    SIGTERM may mean that the job is being cancelled. The exception therefore makes the caller query SLURM again. After
+    the block, the signal must not interrupt the recording of a decision.
     """
 
     def interrupt(*_: object) -> NoReturn:

@@ -264,7 +264,9 @@ def _is_job_of(attempt: Mapping[str, Any], job: Mapping[str, str]) -> bool:
 
 
 def make_job_is_over(read_job_ids: Callable[[], Container[str]]) -> Callable[[Mapping[str, Any], float], bool]:
-    """Return a variant of :func:`job_is_over` for many jobs, which does not query SLURM about jobs in the queue.
+    """Return a variant of :func:`job_is_over` that is faster for many attempts.
+
+    The variant reads the queue once, and then queries SLURM only about jobs that are not in the queue.
 
     Args:
         read_job_ids: a function that returns the ids of jobs that have not ended. It is called at most once; if it

@@ -76,13 +76,13 @@ def list_queue(
 
     Args:
         users: user ids.
-        ids: ids of jobs to look for in addition to cnnjob's own. The answer counts as complete even if lines about any
-            other jobs could not be parsed.
+        ids: ids of jobs to look for in addition to the jobs that cnnjob submitted. The listing counts as complete even
+            if lines about other jobs could not be parsed.
         ended: whether to include recently ended jobs, which SLURM lists for at least ``MinJobAge`` seconds.
         seconds: how long to wait for the answer.
 
     Returns:
-        The jobs; any other lines that the site prints are ignored.
+        The jobs; lines that do not describe a job, such as a site's notices, are ignored.
 
     Raises:
         SchedulerError: SLURM is not available, refused, or did not answer.
@@ -101,7 +101,10 @@ def list_queue(
 
 
 def _parse_rows(answer: str, mark: str) -> list[list[str]]:
-    """Return the cells of each job's line; skip a squeue wrapper's output and continuation lines of comments."""
+    """Return the cells of each line that begins a job's entry.
+
+    Lines that a squeue wrapper prints, and the further lines of a comment with line breaks, are skipped.
+    """
     lines = answer.split("\n")  # splitlines would also split comments at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]
     rows = [[cell.strip() for cell in line.split("|", len(FIELDS) - 1)] for line in marked or lines]

@@ -244,7 +244,7 @@ def query_own_names(key: str) -> list[str]:
 
 
 def _refusal_by(partition: Partition, request: Request) -> str:
-    """Return why a partition would never start a job with this request; empty if it would."""
+    """Return why a partition would never start a job with this request; an empty string if no reason is known."""
     if partition.state in CLOSED:
         return (
             f"--partition {partition.name}: state {partition.state}; it accepts no jobs. "

@@ -106,7 +106,7 @@ def _path_lines(request: Request) -> list[str]:
 
 
 def _own_code_lines(code: Path) -> list[str]:
-    """Return the lines of a shell function that makes Python run a code snapshot in any environment."""
+    """Return the lines of a shell function that sets the environment so that Python runs a code snapshot."""
     variables = code_snapshot.environment(code)
     values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     unset = [name for name, value in variables.items() if value is None]

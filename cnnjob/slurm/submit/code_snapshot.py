@@ -1,7 +1,7 @@
-"""Snapshots of the package's code, so that a SLURM job, requeued or not, runs the code that was submitted.
+"""Snapshots of the package's code, so that a SLURM job runs the code that was submitted, even after a requeue.
 
-Runs in the same parent folder share one copy of the same code. A copy is named after its digest, which is checked
-before each submission and at the start of each attempt.
+Runs with the same code and the same parent folder share one copy of the code. A copy is named after the digest of its
+files. The files are checked against the digest before each submission and at the start of each attempt.
 """
 
 import os

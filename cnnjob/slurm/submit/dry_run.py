@@ -47,7 +47,7 @@ def at_the_time_limit(request: Request, current_site: Site | None) -> str:
 
 
 def at_preemption(request: Request, current_site: Site | None) -> str:
-    """Return a sentence that describes what happens if a higher-priority job preempts this one."""
+    """Return a sentence that describes what happens if a higher-priority job preempts the submitted job."""
     partition = current_site.partition_of(request) if current_site else None
     if current_site is None or partition is None:
         return "unknown without SLURM; in any case, the run can be resumed from its last checkpoint"

@@ -132,8 +132,8 @@ def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> Non
 def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
     """Link a job's pickles under the id of another job for the same runs, unless the other job already has pickles.
 
-    A submission that did not receive its job's id searches the queue for the job's comment, and may find the job of
-    another submission instead.
+    Two submissions of the same runs may use the same comment. A submission that did not receive the id of its job looks
+    for the comment in the queue, and may find the other submission's job. Its own job then has no pickles.
     """
     for path, other_path in zip(_pickle_paths(array, job_id), _pickle_paths(array, other_id), strict=True):
         with suppress(FileExistsError):

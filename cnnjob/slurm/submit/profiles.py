@@ -87,9 +87,9 @@ def config_file() -> Path:
 
 
 def _merge_layers(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Merge layers; later layers override earlier ones.
+    """Merge layers; an option in a later layer overrides the same option in earlier layers.
 
-    An option in a later layer also replaces the options in earlier layers that are mutually exclusive with it.
+    If two options are mutually exclusive, the option in the later layer replaces the option in the earlier layer.
 
     Raises:
         JobError: ``sbatch`` is not a table.

@@ -102,8 +102,8 @@ def find_successor(array: JobArray) -> QueuedJob | None:
 def complete_files(queued: Mapping[Run, Sequence[QueuedJob]], request: Request | None = None) -> None:
     """Write the missing files and records of jobs in the queue.
 
-    They are missing if they were removed, if the submission was killed before it wrote them, or if sbatch's answer with
-    the job id was lost.
+    Files or records are missing if they were removed, if the submission was killed before it wrote them, or if sbatch's
+    answer with the job id was lost.
 
     Args:
         queued: the jobs for each run.

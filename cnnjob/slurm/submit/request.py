@@ -256,10 +256,13 @@ def _only_one(request: Request, *names: str) -> None:
 
 
 def _require_settable(key: str) -> None:
-    """Check that an option may be set through ``sbatch``, that is, that it cannot contradict another option.
+    """Check that an option may be set through ``sbatch``.
+
+    An option may not be set through ``sbatch`` if cnnjob sets it, or if it has a field in :class:`Request`, since the
+    two values could contradict each other.
 
     Raises:
-        ValueError: the option has its own field or is set by cnnjob, or the key is an abbreviation of such an option.
+        ValueError: ``key`` is the name of an option that may not be set, or an abbreviation of the name.
     """
     reserved = {name.replace("_", "-") for name in Request.model_fields} | OWN.keys()
     if key in OWN:

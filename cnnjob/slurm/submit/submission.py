@@ -232,9 +232,9 @@ def _read_queued_jobs(array: JobArray) -> tuple[dict[Path, list[QueuedJob]], dic
 
 
 def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Sequence[QueuedJob]]) -> dict[Path, str]:
-    """Cancel those array tasks of a job whose runs have an earlier job; return the ids of the earlier jobs by run.
+    """Cancel a job's array tasks for runs that already have an earlier job; return the earlier job's id for each run.
 
-    Two submissions that run concurrently without a lock both read the queue after calling sbatch. Both keep the job
+    If two submissions run concurrently without a lock, each reads the queue after calling sbatch. Both keep the job
     with the smaller id, so that exactly one job remains.
 
     Raises:

@@ -112,7 +112,7 @@ def _records(paths: Sequence[Path], record: int) -> Iterator[np.ndarray]:
 
 
 def _names(path: Path | None, *, first: int) -> dict[int, str] | None:
-    """Read class names from a file with one name per line; return them by label."""
+    """Return the class name of each label, read from a file with one name per line; None if ``path`` is None."""
     if path is None:
         return None
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]

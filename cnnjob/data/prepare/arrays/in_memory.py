@@ -16,7 +16,9 @@ Arrange = Callable[[np.ndarray], np.ndarray]
 
 
 def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, int, int, int], Arrange]:
-    """Return the shape (N, H, W, C) of the images in an array, and a function that rearranges a block into that order.
+    """Return the shape (N, H, W, C) of the images in an array, and a function that rearranges their axes.
+
+    The function takes any number of consecutive images from the array, and returns them in the order (N, H, W, C).
 
     Raises:
         DataError: the array does not contain uint8 images.

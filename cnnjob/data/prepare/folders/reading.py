@@ -235,7 +235,7 @@ def chunks(
         found: the survey; remarks on images are added to it.
         shape: (H, W, C) to which the images are fitted.
         options: how to fit the images.
-        listed: all files listed before the survey.
+        listed: names of all files that the folder contained before the survey.
 
     Yields:
         Chunks of consecutive images of one split.

@@ -99,8 +99,8 @@ class FolderTree:
         """Read a file.
 
         Returns:
-            The file's content, or None if it is too large to be held in memory, and the file's stamp, which changes
-            whenever the file is replaced or written to.
+            The file's content and the file's stamp. The content is None if the file is too large to be held in memory.
+            The stamp changes whenever the file is replaced or written to.
 
         Raises:
             DataError: the file is missing, cannot be read, or is not a regular file.
