@@ -65,7 +65,7 @@ def status(
 
 
 def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
-    """Return the runs in the given folders; only the default folder may contain none."""
+    """Return the runs in the given folders; refuse a folder without runs, unless it is the default folder."""
     from cnnjob.runs.summary import find_runs
 
     for path in paths or []:

@@ -211,7 +211,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def seeds_to_decide(mean: float, deviation: float, level: float) -> int | None:
-    """Return the number of shared seeds with which a paired t-test finds a difference with a probability of 80 %.
+    """Return the smallest number of shared seeds at which a paired t-test has an 80 % chance of finding a difference.
 
     Args:
         mean: true mean of the differences.
@@ -219,7 +219,7 @@ def seeds_to_decide(mean: float, deviation: float, level: float) -> int | None:
         level: level of significance, in (0, 1).
 
     Returns:
-        The smallest number, at least 2; None if it is above 1,000.
+        The number of seeds, at least 2; None if more than 1,000 are needed.
     """
     from scipy.special import nctdtr, stdtrit  # noqa: PLC0415 - takes half a second to import
 

@@ -66,7 +66,7 @@ def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.n
         labels: (N,) integer in 0..K-1.
 
     Returns:
-        (24,) int64, shorter if there are fewer: indices in 0..N-1, most confident first.
+        Indices in 0..N-1, most confident first: (24,) int64, or fewer if there are fewer than 24 wrong predictions.
     """
     is_right = predicted(probabilities) == labels  # (N,)
     confidence = np.where(is_right, -1.0, probabilities.max(axis=1))  # (N,); below every probability if right

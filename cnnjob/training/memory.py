@@ -145,7 +145,7 @@ def place_in_host_memory(
 
 
 def _possible_placements(setup: TrainingSetup) -> list[ImagePlacement]:
-    """Return the possible placements in order of preference; chunked images cannot be streamed."""
+    """Return the possible placements of the images, in order of preference; chunked images cannot be streamed."""
     return [IN_MEMORY] if setup.dataset.format == CHUNKED_FORMAT else [IN_MEMORY, STREAMED]
 
 

@@ -97,7 +97,7 @@ def _lock(path: Path, waits: Callable[[], object]) -> Iterator[None]:
 
 
 def _find_copy(copy: Path, dataset: Dataset) -> Dataset | None:
-    """Return the copy of a dataset if it exists; every training run checks its content against the digests."""
+    """Return the copy of a dataset, or None; the arrays are not checked here, since every training run checks them."""
     with suppress(DataError):
         staged = Dataset.open(copy)
         if staged.digest == dataset.digest and copy.stat().st_size == dataset.path.stat().st_size:

@@ -125,7 +125,7 @@ def _read_at_random(images: RowReader, turn_seconds: float) -> tuple[int, float]
 
 @contextmanager
 def _checking(dataset: Dataset) -> Iterator[None]:
-    """Verify the digests of the dataset repeatedly in a background thread; training does this once."""
+    """Verify the digests of the training split repeatedly in a background thread; training verifies them only once."""
     over = Event()
 
     def check() -> None:

@@ -120,7 +120,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and the chain of errors that caused it, innermost last."""
+    """Yield an error, then the error that caused it, and so on; the original cause is last."""
     cause: BaseException | None = error
     while cause:
         yield cause

@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacement
         self.where = where
 
     def find_class(self, module: str, name: str) -> type:
-        """Return the replacement for a global; refuse a global that has none."""
+        """Return the replacement for a global; refuse the pickle if there is no replacement."""
         return _PARTS.get((module, name)) or _refuse_pickle(self.where, f"{module} {name}")
 
 

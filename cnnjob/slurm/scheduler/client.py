@@ -303,7 +303,7 @@ def current_cluster(ask_config: Callable[[], Mapping[str, str]] = query_config) 
 
 
 def hides_jobs(ask_config: Callable[[], Mapping[str, str]] = query_config) -> bool:
-    """Return whether users can see only their own jobs here (``PrivateData``); False if SLURM does not answer."""
+    """Return whether this site hides the jobs of other users (``PrivateData``); False if SLURM does not answer."""
     return "jobs" in ask_config().get("PrivateData", "").split(",")
 
 

@@ -131,7 +131,7 @@ def _file_content(path: Path) -> bytes | None:
 
 @contextmanager
 def _temporary_copy(folder: Path, package: Mapping[str, bytes]) -> Iterator[Path]:
-    """Write a copy of the package next to a folder, and yield its path; on exit, remove the copy and anything in it."""
+    """Write a copy of the package next to a folder, and yield the path of the copy; on exit, remove the copy."""
     temporary = files.temporary_name(folder)
     try:
         for name, content in package.items():

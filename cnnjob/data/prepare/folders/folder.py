@@ -81,7 +81,7 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
 
 
 def source_digest(found: Survey) -> str:
-    """Return the SHA-256 of the digests and names of all usable images and the names of all unusable files."""
+    """Return a SHA-256 that covers the digest and name of each usable image and the name of each unusable file."""
     digest = hashlib.sha256()
     lines = (f"{image.digest.hex()}  {image.name}\n" for images in found.splits.values() for image in images)
     for line in (*lines, *(f"unusable  {name}\n" for name in found.faults)):
