@@ -24,7 +24,7 @@ read of the gradient."""
 
 @contextmanager
 def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield a dict of the engines that measure the lower bounds, by row name; these engines use all cores."""
+    """Yield the engines that measure the lower bounds on all cores, keyed by the names of their rows in the output."""
     with nn.Workers(nn.available_cores()) as workers:
         size = min_bytes_per_step(work) // 2  # a copy reads and writes
         source, target = (np.zeros(size, np.uint8) for _ in range(2))

@@ -13,7 +13,7 @@ WARM_UPS = 3
 
 
 def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
-    """Return the torch engines for a workload, by row name.
+    """Return the torch engines for a workload, keyed by the names of their rows in the output.
 
     The dict is empty if torch is missing or finds no GPU, or if the workload consists of a single block.
     """

@@ -9,7 +9,10 @@ from cnnjob.checks.benchmarks.workloads import Workload
 
 
 def torch_engines(work: Workload) -> dict[str, Engine]:
-    """Return one torch engine per memory layout, by row name; the dict is empty if torch is not installed."""
+    """Return one torch engine per memory layout, keyed by the names of their rows in the output.
+
+    The dict is empty if torch is not installed.
+    """
     try:
         import torch  # noqa: PLC0415 - slow to load
     except ImportError:
