@@ -273,7 +273,7 @@ def _print_end(status: "Status") -> None:
 
 
 def _print_held(status: "Status") -> None:
-    """Print why a SLURM job does not start without intervention, and the command that fixes this, if one is known."""
+    """Print why a SLURM job does not start by itself and, if known, the command that resolves the problem."""
     from cnnjob.slurm.diagnosis import diagnose
 
     command = diagnose(status).command

@@ -102,7 +102,7 @@ def _without_key(label: str, other: str) -> str:
 
 
 def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
-    """Compare the groups on each dataset: all pairs if there are few groups, otherwise the best group with each other.
+    """Compare the groups on each dataset: all pairs if there are few groups, otherwise each group with the best group.
 
     Args:
         groups: groups in the order returned by :func:`cnnjob.reporting.groups.group_runs`, best first.

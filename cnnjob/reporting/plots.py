@@ -120,7 +120,7 @@ def learning_curve(curve: Curve) -> "Figure":
 
 @_style()
 def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
-    """Draw the loss and accuracy of several runs over their epochs, each on :attr:`Curve.watched`.
+    """Draw the loss and accuracy of several runs over their epochs, each on the split :attr:`Curve.watched`.
 
     Up to ten runs are distinguished by colour; if there are more, dashes are used as well. With more than
     ``LEGEND_LIMIT`` runs, the figure has no legend, and its title gives the reason. Best epochs are drawn as stars,

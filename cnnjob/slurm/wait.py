@@ -1,4 +1,4 @@
-"""Waiting for runs to end, whichever SLURM jobs they are trained in."""
+"""Wait for runs to end, regardless of the SLURM jobs in which they are trained."""
 
 import time
 from collections.abc import Iterator, Sequence

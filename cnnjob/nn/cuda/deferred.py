@@ -11,7 +11,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 @dataclass(frozen=True, eq=False)
 class DeferredPart:
-    """One part of a training or evaluation step; the part is planned later.
+    """One part of a training or evaluation step, to be planned later.
 
     Parts are used as dictionary keys, so they are compared by identity.
     """

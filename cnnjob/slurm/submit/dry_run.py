@@ -65,7 +65,7 @@ def at_preemption(request: Request, current_site: Site | None) -> str:
 def _how_it_resumes(request: Request, current_site: Site | None) -> str:
     """Return a clause on how a job is restarted after it has saved and stopped: by a requeue or by a successor.
 
-    If neither the request nor the site's settings determine which, the clause names both.
+    If neither the request nor the site's settings determine which of the two applies, the clause names both.
     """
     allowed = request.requeue
     if allowed is None and current_site:
