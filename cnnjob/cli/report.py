@@ -21,8 +21,8 @@ def report(
 ) -> None:
     """Write a report on runs: an HTML page, tables and figures.
 
-    Open report/index.html in a browser; no network is needed. With more than 50 runs, only runs whose own folder is
-    passed get their own figures.
+    Open report/index.html in a browser; no network is needed. With more than 50 runs, a run gets its own
+    figures only if the path of its folder is passed.
 
     Example: cnnjob report
     """

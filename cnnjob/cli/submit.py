@@ -40,7 +40,7 @@ SWEEP = Annotated[
     ),
 ]
 REHEARSAL = Annotated[
-    bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run, train four steps on this machine.")
+    bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run, train for four steps on this machine.")
 ]
 
 

@@ -341,7 +341,7 @@ def _orientation(image: ImageFile, content: bytes | None) -> int:
 
 
 def _palette_is_grey(image: Image.Image) -> bool:
-    """Return whether all colours in an image's palette, or at least all those used by its pixels, are grey."""
+    """Return whether all palette colours that an image's pixels use are grey."""
     palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     coloured = np.flatnonzero((palette != palette[:, :1]).any(axis=1))
     if not coloured.size:

@@ -94,7 +94,7 @@ def _in_usual_order(conv: nn.Conv) -> nn.Conv:
 
 
 def _without_idle_dropouts(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Remove dropout blocks with rate 0 unless an active one follows, whose random numbers depend on its position."""
+    """Remove dropout blocks with rate 0, except before an active one: its random numbers depend on its position."""
     is_idle = [isinstance(block, nn.Dropout) and block.probability == 0 for block in blocks]
     bodies = [block.blocks if isinstance(block, nn.Residual) else (block,) for block in blocks]
     drops = [

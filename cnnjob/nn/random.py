@@ -16,7 +16,7 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """The purpose of a random number, which is part of its address."""
+    """What a random number is used for; this purpose is part of the number's address."""
 
     INIT = 1
     ORDER = 2

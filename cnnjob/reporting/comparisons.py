@@ -96,7 +96,7 @@ def _quoted(label: str) -> str:
 
 
 def _without_key(label: str, other: str) -> str:
-    """Shorten a label such as ``learning_rate 0.1`` to its value if this key is the only one in both labels."""
+    """Shorten a label such as ``learning_rate 0.1`` to its value if ``other`` also consists of that key and a value."""
     key, _, value = label.partition(" ")
     return value if value and ", " not in label + other and other.startswith(f"{key} ") else label
 
@@ -231,7 +231,7 @@ def seeds_to_decide(mean: float, deviation: float, level: float) -> int | None:
 
 
 def _more_seeds(shown: Interval | None, level: float) -> int | None:
-    """Return how many more seeds would make a difference of the observed size significant; None if unknown."""
+    """Return how many more seeds are needed for a difference of the observed size to be significant; None if unknown."""
     from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second to import
 
     if shown is None or not shown.half_width or not shown.mean:

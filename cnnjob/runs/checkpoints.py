@@ -118,7 +118,9 @@ class ExpectedArrays:
         """
         progress, arrays = checkpoint.progress, checkpoint.arrays
         if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
-            raise ValueError(f"step {progress.step} is not {progress.epoch} epochs plus {progress.epoch_step} steps")
+            raise ValueError(
+                f"step {progress.step} does not match epoch {progress.epoch} and its step {progress.epoch_step}"
+            )
         for name, shape in {**self.shapes, "losses": (progress.epoch_step,)}.items():
             array = arrays.get(name)
             if array is None or array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():

@@ -77,7 +77,7 @@ def skew_seconds(folder: Path) -> float:
 
 
 def describe_skew(folder: Path) -> str:
-    """Return a message if this machine's clock differs from that of a folder's file system; empty otherwise."""
+    """Return a message if this machine's clock differs from that of a folder's file system, or an empty string."""
     seconds = skew_seconds(folder)
     if not seconds:
         return ""

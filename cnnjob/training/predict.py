@@ -144,7 +144,7 @@ def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
     """
     _require_run(run)
     if not run.result_file.exists():
-        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Train it to the end")
+        raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Finish training it first")
     loss = run.result().get("test_loss")
     if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
         raise DataError(f"{run.result_file}: the test loss is {loss}. {TRAIN_AGAIN}")

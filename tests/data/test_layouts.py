@@ -537,9 +537,7 @@ def test_suggested_commands_repeat_what_was_typed(tmp_path: Path, monkeypatch: p
     ("name", "source"), [("photos", "https://a.org/b/c%20d.zip?e"), ("https://a.org/b/c.zip", None)]
 )
 def test_a_users_images_are_not_downloaded(tmp_path: Path, name: str, source: str | None) -> None:
-    with pytest.raises(
-        JobError, match=r"only datasets known by name can be downloaded[^$]*curl -L -o [^$]*cnnjob prepare"
-    ):
+    with pytest.raises(JobError, match=r"downloads only its built-in datasets[^$]*curl -L -o [^$]*cnnjob prepare"):
         prepare(name, tmp_path / "out.h5", source=source)
 
 

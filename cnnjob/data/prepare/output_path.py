@@ -74,8 +74,8 @@ def require_same(out: Path, found: tuple[int, ...] | None) -> None:
     """
     if identity(out) != found:
         raise JobError(
-            f"{out}: created or changed by another process in the meantime (found {out.stem}). Run the same command "
-            "again, or choose another --out"
+            f"{out}: created or changed by another process in the meantime. Run the same command again, or choose "
+            "another --out"
         )
 
 

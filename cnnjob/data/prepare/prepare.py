@@ -175,10 +175,10 @@ def _require_known(name: str, source: str | Path | None) -> None:
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
     if address and name not in _ENTRIES:
         if not address.startswith(("http://", "https://", "ftp://")):
-            raise JobError(f"{address}: only datasets known by name can be downloaded. Copy the file to this machine")
+            raise JobError(f"{address}: cnnjob downloads only its built-in datasets. Copy the file to this machine")
         file = PurePosixPath(urlsplit(address).path).name or "FILE"
         raise JobError(
-            f"{address}: only datasets known by name can be downloaded. Download the file, and specify it:\n"
+            f"{address}: cnnjob downloads only its built-in datasets. Download the file yourself, then prepare it:\n"
             f"  {shlex.join(['curl', '-L', '-o', file, address])}\n  {shlex.join(['cnnjob', 'prepare', file])}"
         )
     if name in known:
