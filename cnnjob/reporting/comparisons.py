@@ -231,7 +231,7 @@ def seeds_to_decide(mean: float, deviation: float, level: float) -> int | None:
 
 
 def _more_seeds(shown: Interval | None, level: float) -> int | None:
-    """Return how many more seeds are needed for a difference of the observed size to be significant; None if unknown."""
+    """Return how many more seeds would be needed to find a difference of the observed size; None if unknown."""
     from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second to import
 
     if shown is None or not shown.half_width or not shown.mean:
