@@ -197,11 +197,10 @@ def test_a_run_whose_job_waits_or_may_wait_is_refused(nowhere: FakeSlurm) -> Non
 @pytest.mark.usefixtures("nowhere")
 def test_only_runs_are_removed_by_name() -> None:
     made(Path("data/mnist.h5"))
-    for place in ("data", "data/mnist.h5", "gone"):
+    refusals = dict.fromkeys(("data", "data/mnist.h5"), "not a run; only runs can be") | {"gone": "no such run"}
+    for place, refusal in refusals.items():
         said = cnnjob("clean", "--yes", place)
-        assert (said.exit_code, f"cnnjob: {place}: not a run; only runs can be" in said.stderr) == (3, True), (
-            said.output
-        )
+        assert (said.exit_code, f"cnnjob: {place}: {refusal}" in said.stderr) == (3, True), said.output
     assert Path("data/mnist.h5").exists()
 
 

@@ -68,7 +68,7 @@ def test_statistics_that_were_changed_before_there_was_a_run_are_refused(
 def test_another_mean_is_refused(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
     with_another(tmp_path / "toy.h5", "mean")
-    with pytest.raises(DataError, match=r"toy\.h5: damaged \(mean and std are not those"):
+    with pytest.raises(DataError, match=r"toy\.h5: damaged \(mean and std differ from those"):
         train(run)
 
 
