@@ -77,7 +77,7 @@ def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
 
 
 def _read_notes(out: Path) -> Notes:
-    """Return the notes on figures that still exist; empty if the notes cannot be read."""
+    """Return the notes for those figures that still exist; empty if the notes cannot be read."""
     try:
         notes = files.read_json(out / NOTES)
     except DataError:

@@ -301,7 +301,7 @@ def _check_disk(status: Status, text: str) -> Cause | None:
 
 
 def _check_crash_loop(status: Status, text: str) -> Cause | None:
-    """Return the cause if the batch script stopped restarting the run because the run made no progress."""
+    """Return a cause if the batch script gave up restarting the run for lack of progress, otherwise None."""
     decided = status.summary.current_decision
     if "without progress" not in str(decided.get("said")):
         return None

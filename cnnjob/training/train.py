@@ -56,20 +56,20 @@ def train(
         progress: receives progress events.
         setup: the setup that the run was created with; by default, it is built from the run folder.
         deadline: the time at which to save and stop; none by default.
-        cores: the number of cores to use; all by default. The bits do not depend on this number.
+        cores: the number of cores to use; all by default. The results' bits do not depend on this number.
         job_is_over: asks the scheduler about the SLURM job of another process that seems to own the run; see
             :func:`cnnjob.runs.claims.claim`.
         checked_at_once_bytes: datasets up to this size are checked against their digests before the first step; larger
             datasets are checked in a thread, and nothing is saved before that check is complete.
         in_memory_bytes: maximum size of a dataset whose images are loaded into memory; the images of a larger dataset
-            are read from its file as they are needed. By default, images are loaded if they fit. The bits do not depend
-            on this size.
+            are read from its file as they are needed. By default, images are loaded if they fit. The results'
+            bits do not depend on this size.
 
     Returns:
-        The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes) or ``was finished``.
+        The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes the run) or ``was finished``.
 
     Raises:
-        BusyError: another process is writing the run; nothing was changed.
+        BusyError: another process is writing to the run; nothing was changed.
         DataError: the dataset or all checkpoints are damaged, or they do not belong to the run.
         JobError: the job needs more memory than is available, or it needs a GPU and none can be used.
         TrainingError: the loss is no longer finite.
