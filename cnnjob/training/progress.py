@@ -20,7 +20,7 @@ class ProgressCallback(Protocol):
         """Receive the job and its number of steps per epoch, before the first step of an attempt."""
 
     def loss(self, loss: float) -> None:
-        """Receive a step's loss, before :meth:`step` is called. Not called for training on a GPU: reading it would block."""
+        """Receive a step's loss, before :meth:`step` is called; not called on a GPU, where reading it would block."""
 
     def step(self, epoch: int, step: int) -> None:
         """Receive the epoch number and the step number within the epoch, both starting at 1, after each step."""

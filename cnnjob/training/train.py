@@ -66,7 +66,8 @@ def train(
             bits do not depend on this size.
 
     Returns:
-        The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes the run) or ``was finished``.
+        The outcome; its state is ``finished``, ``stopped`` (on request; the same call resumes the run) or
+        ``was finished``.
 
     Raises:
         BusyError: another process is writing to the run; nothing was changed.
