@@ -16,7 +16,7 @@ _ROUNDS = 10
 
 
 class Purpose(IntEnum):
-    """What a random number is used for; this purpose is part of the number's address."""
+    """The purpose for which a random number is drawn; it is part of the number's address."""
 
     INIT = 1
     ORDER = 2

@@ -88,7 +88,7 @@ class Record:
     class_names: tuple[str, ...] = ()
     classes: metrics.PerClass | None = None
     correct: np.ndarray | None = None
-    """Whether each test image was classified correctly, (N,) bool."""
+    """True for each test image that was classified correctly, (N,) bool."""
     counts: np.ndarray | None = None
     """Confusion matrix, (K, K) int64; one row per true class, one column per predicted class."""
     curve: Curve | None = None

@@ -104,7 +104,7 @@ def train(
 
 
 class _Ending:
-    """What is recorded when an attempt ends: the reason, and the step that the trainer has reached."""
+    """Record of the end of an attempt: the reason, and the step that the trainer has reached."""
 
     trainer: Trainer | None = None
     why = ""

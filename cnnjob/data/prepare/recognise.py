@@ -135,7 +135,7 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
 
 def _read_tree(tree: FolderTree, options: FolderOptions, *, progress: bool) -> DatasetContents:
     listing = tree.list()
-    # An archive of archives or arrays has no images, only members of which a reader could read one.
+    # An archive that contains only archives or arrays has no images to read in place.
     names = [*listing.files, *listing.left_out]
     inside = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
     if not options.labels and inside and not any(map(is_named_as_image, listing.files)):

@@ -31,7 +31,7 @@ class Partition:
     default_minutes: int | None
     """Time limit for a job that requests none; None if not set."""
     preempt_mode: str
-    """What happens to the partition's jobs on preemption: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
+    """Effect of preemption on the partition's jobs: ``OFF``, ``REQUEUE``, ``CANCEL``, …"""
     grace_seconds: int
     """Time between the signal to a preempted job and the end of the job (``GraceTime``)."""
     accounts: tuple[str, ...]
