@@ -8,7 +8,6 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER
 from cnnjob.cli.screen import gigabytes, print_json, print_table
 from cnnjob.errors import plural
 
@@ -24,7 +23,7 @@ def clean(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON; remove only with --yes.")] = False,
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:
     """List and remove files that no run needs any more.

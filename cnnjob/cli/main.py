@@ -18,9 +18,9 @@ from cnnjob.cli.screen import print_error, printable_streams
 from cnnjob.errors import EXIT_INTERRUPTED, CnnjobError, JobError, note_names
 
 COMMANDS = {
-    "prepare": ("data", "Prepare a dataset as one HDF5 file."),
-    "new": ("new", "Write a dataset's built-in job to a file for editing."),
-    "show": ("data", "List datasets and jobs, or show one of them."),
+    "prepare": ("data.prepare", "Prepare a dataset as one HDF5 file."),
+    "new": ("data.new", "Write a dataset's built-in job to a file for editing."),
+    "show": ("data.show", "List datasets and jobs, or show one of them."),
     "train": ("train", "Train a job on this machine, or resume it where it stopped."),
     "submit": ("submit", "Submit jobs to SLURM; stopped runs are resumed."),
     "status": ("status", "Show the status of runs; for one run, also the cause."),

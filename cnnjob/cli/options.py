@@ -11,7 +11,7 @@ Text = str | None
 Number = int | None
 Words = list[str] | None
 
-RUNS_FOLDER = Path("runs")
+DATA_FOLDER, RUNS_FOLDER = Path("data"), Path("runs")
 
 JOB = Annotated[str, typer.Argument(metavar="JOB", autocompletion=completion.jobs, help="Job name or job file.")]
 

@@ -8,7 +8,8 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted, memory_line
+from cnnjob.cli.data.prepare import ending_as_interrupted
+from cnnjob.cli.data.show import memory_line
 from cnnjob.cli.screen import print_warning, warn_of_clocks
 from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError, plural
 
@@ -76,7 +77,7 @@ def submit(
         bool, typer.Option("--dry-run", help="Show and rehearse the job without submitting anything.")
     ] = False,
     rehearsal: REHEARSAL = True,
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:
     """Submit jobs to SLURM; stopped runs are resumed.

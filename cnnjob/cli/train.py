@@ -8,7 +8,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER, print_setup
+from cnnjob.cli.data.show import print_setup
 from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning, shorten_middle
 from cnnjob.errors import EXIT_STOPPED, plural, printable
 
@@ -24,7 +24,7 @@ TABLE_WIDTH = 80
 def train(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
     stage: opt.STAGE = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
@@ -166,7 +166,7 @@ def evaluate(
         ),
     ],
     split: Annotated[str, typer.Option(help="Split to evaluate: train, val or test.")] = "test",
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
     """Evaluate a finished run on another prepared dataset.
@@ -211,7 +211,7 @@ def demo() -> None:
 
     Example: cnnjob demo
     """
-    from cnnjob.cli.data import prepare
+    from cnnjob.cli.data.prepare import prepare
     from cnnjob.cli.report import report
 
     typer.echo("$ cnnjob prepare digits")

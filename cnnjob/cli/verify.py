@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER, ending_as_interrupted
+from cnnjob.cli.data.prepare import ending_as_interrupted
 from cnnjob.cli.screen import print_json, print_table
 from cnnjob.errors import JobError, plural
 
@@ -42,7 +42,7 @@ def verify_resume(
     wait_minutes: Annotated[
         float, typer.Option(min=0, help="On a cluster, the time limit for both runs, including time in the queue.")
     ] = 120,
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
 ) -> None:
     """Test that a killed run resumes with bit-identical results.
 

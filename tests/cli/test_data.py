@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cnnjob.cli import data
+from cnnjob.cli.data.prepare import ending_as_interrupted
 from cnnjob.cli.main import app
 from cnnjob.jobs.job import Job
 from cnnjob.training.default_job import DefaultJobs
@@ -86,7 +86,7 @@ def test_an_interrupt_that_python_ignores_comes_again(number: signal.Signals) ->
             signal.raise_signal(number)
 
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), data.ending_as_interrupted():  # noqa: PT012 - it is to come in between
+    with pytest.raises(KeyboardInterrupt), ending_as_interrupted():  # noqa: PT012 - it is to come in between
         Grave()
         time.sleep(60)
     assert time.monotonic() - begin < 60

@@ -14,7 +14,7 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.checks.rehearsal import rehearse
-from cnnjob.cli.data import memory_line
+from cnnjob.cli.data.show import memory_line
 from cnnjob.errors import JobError, TrainingError
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice

@@ -8,7 +8,6 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.data import DATA_FOLDER
 
 JOBS_FOLDER = Path("jobs")
 
@@ -17,7 +16,7 @@ def new(
     name: Annotated[
         str, typer.Argument(metavar="DATASET", autocompletion=completion.shown, help="Name of a prepared dataset.")
     ],
-    data: opt.DATA = DATA_FOLDER,
+    data: opt.DATA = opt.DATA_FOLDER,
 ) -> None:
     """Write a dataset's built-in job to a file for editing.
 

@@ -1,0 +1,1 @@
+"""Commands for datasets and jobs: prepare, show, new."""
