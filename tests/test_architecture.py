@@ -1,6 +1,6 @@
 """The structure of the package: packages, layers and imports, light imports, public names, shapes of functions.
 
-python -m tests.test_architecture prints what CONTRIBUTING.md shows of the structure, and the figures.
+python -m tests.test_architecture prints what docs/architecture.md shows of the structure, and the figures.
 """
 
 import ast
@@ -23,7 +23,7 @@ from tests.helpers.cli import HEAVY
 
 PACKAGE = Path(cnnjob.__file__).parent
 ROOT = PACKAGE.parent
-CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 MAX_NODES, MAX_LAYERS, MAX_IMPORTS = 14, 8, 56
 """Of packages and root modules, and of the pairs of them of which one imports the other."""
 MAX_ROOT_MODULES, MAX_ROOT_PACKAGES = 5, 10
@@ -104,8 +104,8 @@ def layers(graph: Graph) -> list[list[str]]:
 
 
 def picture() -> str:
-    """Return the layers as CONTRIBUTING.md shows them, the highest first."""
-    return "\n".join("    " + " · ".join(layer) for layer in reversed(layers(between_nodes())))
+    """Return the layers as docs/architecture.md shows them, the highest first."""
+    return "\n".join(" · ".join(layer) for layer in reversed(layers(between_nodes())))
 
 
 def figures() -> str:
@@ -125,8 +125,8 @@ def test_the_package_has_few_parts_and_imports_downward() -> None:
 
 
 def test_the_picture_in_the_documentation_is_the_structure() -> None:
-    text = CONTRIBUTING.read_text(encoding="utf-8")
-    assert f"\n{picture()}\n" in text
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert f"```text\n{picture()}\n```" in text
     assert figures() in text
 
 

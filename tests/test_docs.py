@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from cnnjob.cli.main import app
 from cnnjob.jobs import job, reference
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
 
 
 def commands() -> list[str]:
@@ -58,12 +60,12 @@ def test_the_notebook_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_seen_when_something_is_wrong_is_what_is_said() -> None:
-    table = (ROOT / "README.md").read_text().partition("## When something is wrong")[2].partition("##")[0]
+    table = (ROOT / "docs" / "troubleshooting.md").read_text()
     said = "".join(path.read_text() for path in Path(cnnjob.__file__).parent.rglob("*.py"))
     seen = [
         quoted for row in re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE) for quoted in re.findall(r"`(.+?)`", row)
     ]
-    assert len(seen) > 9
+    assert len(seen) > 30
     for words in seen:
         assert words in said, words
 
@@ -76,9 +78,22 @@ def test_every_link_and_job_that_is_named_exists() -> None:
     for path in DOCUMENTS:
         text = path.read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (ROOT / target).exists(), f"{path.name}: {target}"
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
         for name in re.findall(r"cnnjob train ([a-z][\w-]+)", text):
             assert name in job.list_jobs(), name
+
+
+def test_contributing_is_short() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1500
+
+
+def test_the_tests_that_prove_a_guarantee_exist() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    paths, markers = set(re.findall(r"\btests/[\w/.]+", text)), set(re.findall(r"pytest -m (\w+)", text))
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    known = {line.partition(":")[0] for line in PYPROJECT["tool"]["pytest"]["markers"]}
+    assert markers <= known, markers - known
 
 
 def test_the_readme_test_command_is_what_ci_runs() -> None:

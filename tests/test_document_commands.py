@@ -1,4 +1,4 @@
-"""The commands of the README and CONTRIBUTING do as they are said to: they run, in a folder of small data."""
+"""The commands of the documents do as they are said to: they run, in a folder of small data."""
 
 import re
 
@@ -15,6 +15,7 @@ SMALL = f"{EPOCH} --set train.batch_size=32"
 ROUND = "--rounds 1"
 HERE = {
     "cnnjob": "--version",
+    "cnnjob --version": "",
     "cnnjob --help": "",
     "cnnjob bench": f"conv-64-128 {ROUND}",
     "cnnjob bench cifar10-baseline --rounds 6": ROUND,

@@ -1,7 +1,7 @@
 """Read and verify prepared datasets, each stored in one HDF5 file.
 
-CONTRIBUTING.md ("Data on disk") describes the layout; :mod:`cnnjob.data.prepare.writer` writes these files, and all
-other code only reads them. HDF5 opens a file read-only, without locks, and only for the duration of one call, so no
+docs/architecture.md describes the layout ("Data on disk"); :mod:`cnnjob.data.prepare.writer` writes these files, and
+all other code only reads them. HDF5 opens a file read-only, without locks, and only for the duration of one call, so no
 handle is carried across a fork. The arrays are read directly at their offsets (:mod:`cnnjob.data.stored`).
 """
 

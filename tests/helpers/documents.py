@@ -1,4 +1,4 @@
-"""The commands of the README and CONTRIBUTING, and what a reader puts in the place of their words in capitals."""
+"""The commands of the documents, and what a reader puts in the place of their words in capitals."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ PROGRAMS = r"(?:cnnjob|pytest|\.ci/run)(?: |$)|(?:python3?|pip|pre-commit|slurm/
 
 def commands() -> Iterator[str]:
     """Every command of a block or between backticks, in one line."""
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
         found = re.findall(r"^ {4}([^\n]+)$", text, re.MULTILINE) + re.findall(r"`([^`]+)`", text)
         lines = (" ".join(line.partition(" # ")[0].split()) for line in found)
         yield from (line for line in lines if re.match(PROGRAMS, line))
