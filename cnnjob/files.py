@@ -124,7 +124,7 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise CnnjobError(f"{NO_PROC}, so no run's owner can be identified (found {error}). {MOUNT_PROC}") from error
+        raise CnnjobError(f"{NO_PROC}, so the owner of a run cannot be identified ({error}). {MOUNT_PROC}") from error
 
 
 def no_fence() -> None:

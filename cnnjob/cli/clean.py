@@ -22,7 +22,9 @@ def clean(
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON; remove only with --yes.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the list as JSON; --yes also removes the files.")
+    ] = False,
     data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:

@@ -61,8 +61,8 @@ OVERRIDES = Annotated[
         help="Override a job file key, such as train.epochs=3; can be repeated.",
     ),
 ]
-DATA = Annotated[Path, typer.Option(help="Folder of the prepared datasets.")]
-RUNS = Annotated[Path, typer.Option(help="Folder of the runs.")]
+DATA = Annotated[Path, typer.Option(help="Folder that contains the prepared datasets.")]
+RUNS = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print more detailed output, as JSON.")]
 
 # SLURM options, named as in sbatch
@@ -76,7 +76,7 @@ TIME = Annotated[Text, typer.Option("--time", "-t", help="Time limit, in sbatch'
 CPUS_PER_TASK = Annotated[
     Number, typer.Option("--cpus-per-task", "-c", min=1, help="Number of CPU cores; all of them are used.")
 ]
-MEM = Annotated[Text, typer.Option(help="Memory per node, such as 16G; use at most one --mem option.")]
+MEM = Annotated[Text, typer.Option(help="Memory per node, such as 16G; excludes --mem-per-cpu and --mem-per-gpu.")]
 MEM_PER_CPU = Annotated[Text, typer.Option(help="Memory per core.")]
 MEM_PER_GPU = Annotated[Text, typer.Option(help="Memory per GPU.")]
 GPUS = Annotated[

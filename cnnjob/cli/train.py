@@ -28,7 +28,9 @@ def train(
     runs: opt.RUNS = opt.RUNS_FOLDER,
     stage: opt.STAGE = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="First print what 'show JOB' prints.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Before training, print all settings, as 'show JOB' does.")
+    ] = False,
 ) -> None:
     """Train a job on this machine, or resume it where it stopped.
 
@@ -87,7 +89,7 @@ def predict(
     ] = None,
     invert: Annotated[
         bool,
-        typer.Option("--invert", help="Invert the pixels first, such as of dark digits on a light background."),
+        typer.Option("--invert", help="Invert the pixels first, for example if digits are dark on a light background."),
     ] = False,
     as_json: opt.JSON = False,
 ) -> None:

@@ -25,7 +25,7 @@ SEEDS = 10**6
 def verify_resume(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
-    steps: Annotated[int, typer.Option(min=1, help="Shorten the job to the epochs needed for this many steps.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Train only as many epochs as contain this many steps.")] = 2000,
     kills: Annotated[int, typer.Option(min=1, help="Number of times to kill the run.")] = 5,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for the kill times; random by default.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep both runs in this new folder.")] = None,
@@ -40,7 +40,8 @@ def verify_resume(
     gpus: opt.GPUS = None,
     sbatch: opt.SBATCH = None,
     wait_minutes: Annotated[
-        float, typer.Option(min=0, help="On a cluster, the time limit for both runs, including time in the queue.")
+        float,
+        typer.Option(min=0, help="On a cluster: minutes to wait for both runs, including their time in the queue."),
     ] = 120,
     data: opt.DATA = opt.DATA_FOLDER,
 ) -> None:

@@ -524,7 +524,7 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
-        raise ValueError("it does not state how many bytes its strips or tiles have")
+        raise ValueError("it does not state the sizes of its strips or tiles")
     if (most := max(map(sum, counts))) > file_bytes:
         raise ValueError(f"its strips or tiles overlap: they total {most:,} bytes in a file of {file_bytes:,} bytes")
 

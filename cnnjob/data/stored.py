@@ -170,8 +170,7 @@ class RowReader:
                 ) from error
             if not count:
                 raise DataError(
-                    f"{array.path}: truncated (found the end of the file within {array.name}). "
-                    f"Prepare the dataset again, {_RESUME}"
+                    f"{array.path}: truncated (the file ends within {array.name}). Prepare the dataset again, {_RESUME}"
                 )
             content, position = content[count:], position + count
 

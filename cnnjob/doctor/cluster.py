@@ -119,7 +119,7 @@ def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[F
     if not with_gpus:
         names = ", ".join(partition.name for partition in partitions[:MAX_PARTITIONS])
         advice = "submit with --set resources.backend=numpy, or with a profile that sets it"
-        yield Finding("GPUs", "note", f"none in any partition ({names})", advice)
+        yield Finding("GPUs", "note", f"no partition has any ({names})", advice)
 
 
 def _partition(cluster: Cluster, partition: Partition) -> Finding:
@@ -154,7 +154,7 @@ def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
     """Return the cluster and None, or None and a finding that explains why the cluster cannot be queried."""
     if not client.has_slurm():
         advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine that has SLURM"
-        return None, Finding("SLURM", "note", "not on this machine", advice)
+        return None, Finding("SLURM", "note", "not installed on this machine", advice)
     try:
         return query_cluster(), None
     except SchedulerError as error:

@@ -211,7 +211,7 @@ def _read_frozen(path: Path) -> dict[str, Any]:
     frozen = json_files.read_sealed(path, manifest.Manifest)
     if frozen.get("format") != FORMAT:
         raise JobError(
-            f"{path.parent}: another version of cnnjob began this run (found job format {frozen.get('format')}, now "
+            f"{path.parent}: created by another version of cnnjob (found job format {frozen.get('format')}, expected "
             f"{FORMAT}). The meaning of settings has changed since, so the run is not resumed. Pass the job file "
             "instead of the run folder"
         )

@@ -237,7 +237,7 @@ def _read_state(summary: RunSummary, record: Record) -> None:
     if summary.state != "finished":
         record.reasons.append(_why_unfinished(summary))
         if summary.is_older and summary.state != "running":
-            record.reasons.append("another version of cnnjob began this run, so it is not resumed")
+            record.reasons.append("created by another version of cnnjob, so it is not resumed")
 
 
 def _why_unfinished(summary: RunSummary) -> str:

@@ -51,7 +51,7 @@ class Claim:
         records, successor = self.run.attempt_files(), self.number + 1
         newest = successor if _attempt_file(self.run, successor).exists() else max(map(_number_of, records), default=0)
         if newest > self.number:
-            raise BusyError(f"{self.run.path}: this process was presumed dead, and attempt {newest} owns the run")
+            raise BusyError(f"{self.run.path}: this process was presumed dead, and attempt {newest} now owns the run")
         if not self.path.exists():
             others = ", ".join(path.name for path in records) or "no record"
             raise DataError(
@@ -105,9 +105,9 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     records = run.attempt_files()
     if (seconds := run.unrecorded_seconds()) is not None:
         raise BusyError(
-            f"{run.path}: a process without a record in attempts/ is training this run (its record was removed; found "
-            f"a heartbeat {seconds:.0f} s ago). Stop the process, or wait until it has had no heartbeat for "
-            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s{_reset_future_heartbeats(run.heartbeat_file)}"
+            f"{run.path}: a process without a record in attempts/ is training this run (its record was removed; its "
+            f"last heartbeat was {seconds:.0f} s ago). Stop the process, or wait until its last heartbeat is more than "
+            f"{HEARTBEAT_LIMIT_SECONDS:.0f} s old{_reset_future_heartbeats(run.heartbeat_file)}"
         )
     if records:
         last = json_files.read_checked(records[-1], schemas.AttemptRecord)

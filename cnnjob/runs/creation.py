@@ -130,6 +130,6 @@ def describe_replaced_runs(runs: Iterable[Run]) -> Iterator[str]:
             older_runs[key] = find_unfinished_older_runs(*key)
         if older := older_runs[key].get(frozen["digest"]):
             yield (
-                f"{older.path}: another version of cnnjob began this run and did not finish it. Its validation images "
+                f"{older.path}: created by another version of cnnjob, and not finished. Its validation images "
                 f"were chosen differently, so it is not resumed; the new run is {run.path}"
             )

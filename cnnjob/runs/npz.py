@@ -106,7 +106,7 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
     try:
         return dict(_member_arrays(memoryview(content)))
     except _ODD as error:
-        raise DataError(f"{where}: damaged (its checksum matches but cnnjob did not write it: {error})") from error
+        raise DataError(f"{where}: not a file that cnnjob wrote, although its checksum matches ({error})") from error
 
 
 def _damaged(where: str, size: int) -> str:

@@ -209,9 +209,10 @@ class Run:
         """
         if self.is_older():
             raise DataError(
-                f"{self.path}: another version of cnnjob began this run (found job format "
-                f"{manifest_format(self.manifest())}, now {FORMAT}). Its settings and validation images no longer "
-                "have the same meaning, so it is not resumed. Train or submit its job to begin a new run"
+                f"{self.path}: created by another version of cnnjob (found job format "
+                f"{manifest_format(self.manifest())}, expected {FORMAT}). The meaning of its settings and the choice "
+                "of validation images have changed since, so it is not resumed. To begin a new run, train or submit "
+                "its job"
             )
 
     def environment(self) -> dict[str, Any]:

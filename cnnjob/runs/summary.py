@@ -244,7 +244,7 @@ def resolve_run(given: Path, root: Path) -> Path:
     close = closest_name(given.name, names)
     suggestion = f" Did you mean {close if is_name else folder / close}?" if close else ""
     raise DataError(
-        f"{given}: no such run.{suggestion} Pass a run folder, or the name of a run in {root}/ or its beginning. "
+        f"{given}: no such run.{suggestion} Pass a run folder, or the beginning of the name of a run in {root}/. "
         "To list the runs:\n  cnnjob status"
     )
 

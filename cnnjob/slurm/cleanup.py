@@ -138,7 +138,7 @@ def _require_idle(status: Status, answer: Answer) -> None:
     if status.is_hidden:
         raise BusyError(
             f"{path}: not removed because another user's job {status.job_id} may belong to it, and this site hides the "
-            "jobs of other users. Ask that user"
+            "jobs of other users. Ask that user to cancel it"
         )
     if answer.silent:
         remark = answer.remark.partition(";")[0]

@@ -60,8 +60,8 @@ def first_backend(job: Job, run: Run) -> str | None:
     wanted, started_with = job.resources.backend, run.environment().get("backend")
     if started_with and wanted not in {"auto", started_with}:
         raise JobError(
-            f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and the other "
-            f"backend would give different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
+            f"resources.backend: {wanted!r}, but {run.path} was started with {started_with!r}, and another "
+            f"backend would produce different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
         )
     return started_with
 

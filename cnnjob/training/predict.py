@@ -167,8 +167,8 @@ def _load_best_so_far(run: Run, say: Callable[[str], object]) -> Classifier:
         say(f"warning: {warning}. Using the previous checkpoint")
     if not checkpoint or not checkpoint.progress.best_epoch:
         raise DataError(
-            f"{run.path}: not finished, and no checkpoint after its first epoch yet, so there are no weights. Train it "
-            "further"
+            f"{run.path}: not finished, and its first epoch has not been saved yet, so there are no weights. "
+            "Train it further"
         )
     progress, prefix = checkpoint.progress, "best/"
     say(

@@ -141,8 +141,8 @@ class TrainingSetup:
         for key, pixels in translations.items():
             if pixels >= min(height, width):
                 raise JobError(
-                    f"{key}: translates images of {height}×{width} pixels by {pixels}, but only "
-                    f"{min(height, width) - 1} can be mirrored at the edges. Lower it, or leave it out"
+                    f"{key}: translates images of {height}×{width} pixels by {pixels}, but at "
+                    f"most {min(height, width) - 1} pixels can be mirrored at the edges. Lower it, or leave it out"
                 )
 
     def _check_counts(self) -> None:

@@ -498,7 +498,7 @@ def test_a_node_comes_back_from_the_dead(fleet: Callable[..., Fleet], table: Beg
         os.kill(first, signal.SIGCONT)
         lab.until(lambda: not Path(f"/proc/{first}").exists(), 60, "the end of the first copy")
         assert place.run.attempt_files()[0].read_bytes() == record
-        assert "this process was presumed dead, and attempt 2 owns the run" in log_of(place)
+        assert "this process was presumed dead, and attempt 2 now owns the run" in log_of(place)
 
     survive(places, table("node back from the dead, two live copies"), whole, strike, plainly)
     bring_back(places.cluster)

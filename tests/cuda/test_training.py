@@ -323,7 +323,7 @@ def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, 
     said = trained(run, libraries, STANDIN_DRIVER="0")
     assert f"'auto', and {run.path} was started on a GPU, but there is no NVIDIA driver" in said
     assert "Resume the run where a GPU is available; or, to start again without one, move the run folder" in said
-    with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda', and the other backend"):
+    with pytest.raises(JobError, match=r"backend: 'numpy', but .* was started with 'cuda', and another backend"):
         train(run, setup=on_numpy(run))
     assert trained(run, libraries).endswith("finished\n")
 

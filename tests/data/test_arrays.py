@@ -184,7 +184,7 @@ def test_labels_may_be_whole_floats_or_one_hot(tmp_path: Path, labels: np.ndarra
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS * np.nan}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS * 1j}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS.astype(str)}, "labels are not one whole number per image"),
-        ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found the shape"),
+        ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found shape"),
         ({"x_train": TRAIN, "images_train": TRAIN, "y_train": TRAIN_LABELS}, "two arrays contain train images"),
         ({"x_train": np.array([None] * 12), "y_train": TRAIN_LABELS}, "an array of Python objects"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS, "x_test": TEST[:, :4], "y_test": TEST_LABELS}, "different shapes"),

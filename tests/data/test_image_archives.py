@@ -169,7 +169,7 @@ def test_a_tar_of_the_oldest_format_is_recognised(tmp_path: Path, folder: Path) 
 def test_an_encrypted_zip_is_refused_once(tmp_path: Path) -> None:
     path = zip_of_classes(tmp_path / "a.zip", "utf-8", flag=1)
     with pytest.raises(
-        DataError, match=r"^\S+a\.zip: contains encrypted files \(found 4, e\.g\. .*Unpack it with its pass"
+        DataError, match=r"^\S+a\.zip: contains encrypted files \(found 4, e\.g\. .*Unpack the archive with its pass"
     ):
         prepared(path)
 

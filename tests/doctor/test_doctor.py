@@ -118,7 +118,7 @@ def test_the_lines_for_people(site: FakeSlurm) -> None:
 @pytest.mark.usefixtures("nowhere")
 def test_no_slurm() -> None:
     rows = found()
-    assert (rows["SLURM"]["level"], rows["SLURM"]["message"]) == ("note", "not on this machine")
+    assert (rows["SLURM"]["level"], rows["SLURM"]["message"]) == ("note", "not installed on this machine")
     refused = cnnjob("doctor", "--write-profile", "mine")
     assert (refused.exit_code, "scontrol: not found; this machine has no SLURM" in refused.stderr) == (4, True)
     assert list(Path().iterdir()) == []
@@ -131,7 +131,7 @@ def test_an_old_and_small_site(site: FakeSlurm) -> None:
     )  # fmt: skip
     rows = found()
     assert rows["partition all"]["message"] == "1 node with 1 core; no time limit; not preempted; the default"
-    assert rows["GPUs"]["message"] == "none in any partition (all)"
+    assert rows["GPUs"]["message"] == "no partition has any (all)"
     assert rows["accounts"]["message"].startswith("no SLURM accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load_request("old", {})

@@ -182,7 +182,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     older = as_older(Run.all(Path("runs"))[0], PLAIN)
     before = {path: path.read_bytes() for path in older.path.rglob("*") if path.is_file()}
     with pytest.raises(
-        DataError, match=r"toy-0123abcd: another version of cnnjob began this run \(found job format 2, now 3\)"
+        DataError, match=r"toy-0123abcd: created by another version of cnnjob \(found job format 2, expected 3\)"
     ):
         train(older)
     for command in ("train", "submit"):
@@ -193,12 +193,12 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
     cause = diagnosis.diagnose(stands)
     assert "cannot be resumed, so the command starts it from the beginning" in cause.sentence
     assert cause.command == next_command.continue_command(older) == "cnnjob train toy.toml"
-    assert "another version of cnnjob began this run, so it is not resumed" in str(
+    assert "created by another version of cnnjob, so it is not resumed" in str(
         record.read_record(older, "x").row["reason"]
     )
     begun = cnnjob("train", "toy.toml")
     assert begun.exit_code == 0
-    said = "runs/toy-0123abcd: another version of cnnjob began this run and did not finish it. "
+    said = "runs/toy-0123abcd: created by another version of cnnjob, and not finished. "
     assert said in " ".join(begun.output.split())
     [new] = [run for run in Run.all(Path("runs")) if run.path != older.path]
     assert (new.state(), new.manifest()["format"]) == ("finished", FORMAT)
@@ -214,7 +214,7 @@ def test_a_submission_names_the_run_that_it_begins_anew(toys: Dataset, capsys: p
     older = as_older(run_of(job(), toys, Path("runs")), PLAIN)
     for expected in (True, False):
         made = _create_runs([(job(), toys), (job(seed=1), toys)], Path("runs"))
-        assert (f"{older.path}: another version of cnnjob began this run" in capsys.readouterr().err) == expected
+        assert (f"{older.path}: created by another version of cnnjob" in capsys.readouterr().err) == expected
         train(next(iter(made.values()))[0])
 
 

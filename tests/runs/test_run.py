@@ -188,7 +188,7 @@ def test_the_superseded_life_cannot_write(tmp_path: Path, monkeypatch: pytest.Mo
     second = claim(Run(tmp_path))
     second.check()
     for write in (first.check, lambda: first.end("stopped: SIGTERM", 5)):
-        with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 owns the run"):
+        with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 now owns the run"):
             write()
     assert Run(tmp_path).attempts()[0]["ended"] is None
 
@@ -513,7 +513,7 @@ def test_an_attempt_is_superseded_by_any_later_one(tmp_path: Path) -> None:
     """The record between them was removed."""
     held = claim(Run(tmp_path))
     shutil.copy(held.path, held.path.with_name("0003.json"))
-    with pytest.raises(BusyError, match="presumed dead, and attempt 3 owns the run"):
+    with pytest.raises(BusyError, match="presumed dead, and attempt 3 now owns the run"):
         held.check()
 
 

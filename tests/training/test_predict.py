@@ -96,10 +96,10 @@ def test_without_the_dataset_nothing_is_compared(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_predicts_with_its_best_weights_so_far(tmp_path: Path) -> None:
     run = run_of(job(), dataset(tmp_path), tmp_path / "runs")
-    with pytest.raises(DataError, match="not finished, and no checkpoint after its first epoch"):
+    with pytest.raises(DataError, match="not finished, and its first epoch has not been saved"):
         predict(run, ["test:0"])
     assert train(run, StopsAt(7)).state == "stopped"
-    with pytest.raises(DataError, match="not finished, and no checkpoint after its first epoch"):
+    with pytest.raises(DataError, match="not finished, and its first epoch has not been saved"):
         predict(run, ["test:0"])
     assert train(run, StopsAt(25)).state == "stopped"
     files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}

@@ -103,7 +103,7 @@ def test_views_that_move_an_image_need_pixels_to_mirror(tmp_path: Path) -> None:
     write(tmp_path / "toy.h5", "toy", DatasetContents(CLASSES, {"toy": "0" * 64}, iter(rows)), {})
     packed = Dataset.open(tmp_path / "toy.h5")
     TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip"), packed)
-    said = r"train.test_time_augmentation: translates images of 1×6 pixels by 1, but only 0 can be mirrored"
+    said = r"train.test_time_augmentation: translates images of 1×6 pixels by 1, but at most 0 pixels can be mirrored"
     with pytest.raises(JobError, match=said):
         TrainingSetup.checked(job(model__blocks=[{"dense": 3}], train__test_time_augmentation="flip_translate"), packed)
 

@@ -154,7 +154,7 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (truncate, r"toy\.h5: truncated (while in use .found 20,000 bytes|.found the end of the file within)"),
+        (truncate, r"toy\.h5: truncated (while in use .found 20,000 bytes|.the file ends within)"),
         (replace, r"toy\.h5: replaced or changed while in use"),
         (overwrite, r"toy\.h5: replaced or changed while in use"),
         (Path.unlink, r"toy\.h5: cannot be read .No such file or directory"),

@@ -286,7 +286,7 @@ def test_a_process_that_was_taken_for_dead_cannot_write(tmp_path: Path) -> None:
                 files.write_json(run.attempts_folder / "0002.json", {**record, "attempt": 2})
 
     run = run_of(job(train__checkpoint_seconds=0.0), dataset(tmp_path), tmp_path / "runs")
-    with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 owns the run"):
+    with pytest.raises(BusyError, match="this process was presumed dead, and attempt 2 now owns the run"):
         train(run, Superseded())
     found, _ = checkpoints.load_newest(run.checkpoints_folder, run.manifest()["digest"])
     assert found is not None

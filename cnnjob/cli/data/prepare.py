@@ -60,7 +60,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="FRACTION",
-            help="Without a test folder: fraction of each class to test on, or 'val' to test on the val folder.",
+            help="If there are no test images: fraction of each class to use, or 'val' to use the val folder.",
         ),
     ] = None,
     background: Annotated[

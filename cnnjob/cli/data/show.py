@@ -28,7 +28,7 @@ def show(
     ] = None,
     overrides: opt.OVERRIDES = None,
     keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, one per line.")] = False,
-    data: Annotated[Path, typer.Option(help="Folder of the prepared datasets.")] = opt.DATA_FOLDER,
+    data: Annotated[Path, typer.Option(help="Folder that contains the prepared datasets.")] = opt.DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:
     """List datasets and jobs, or show one of them.
@@ -80,7 +80,7 @@ def _explain_keys(what: str | None, *, as_json: bool) -> None:
 
     found = [one for one in list_keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
     if not found:
-        raise JobError(f"show --keys {what}: no such table. Specify a table, such as train or train.optimiser, or none")
+        raise JobError(f"show --keys {what}: no such table. Specify a table, such as train.optimiser")
     if as_json:
         print_json([asdict(one) for one in found])
         return

@@ -48,13 +48,13 @@ class IdxFile:
         expected = rows * math.prod(self.shape[1:]) * self.dtype.itemsize
         content = _take(self.where, self.stream, expected)
         if len(content) != expected:
-            raise DataError(f"{self.where}: shorter than its header states (found the shape {self.shape}). {_AGAIN}")
+            raise DataError(f"{self.where}: shorter than its header states (shape {self.shape}). {_AGAIN}")
         return np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
 
     def require_end(self) -> None:
         """Require that the whole file has been read; reaching its end also makes gzip verify the checksum."""
         if _take(self.where, self.stream, 1):
-            raise DataError(f"{self.where}: longer than its header states (found the shape {self.shape}). {_AGAIN}")
+            raise DataError(f"{self.where}: longer than its header states (shape {self.shape}). {_AGAIN}")
 
 
 def read(files: Mapping[str, Path]) -> Iterator[Chunk]:
@@ -116,7 +116,7 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
         shape = tuple(np.frombuffer(content, ">u4").tolist())
         # Only the size of a row is limited: rows are read one block at a time, which detects a file that is too short.
         if min(shape) == 0 or math.prod(shape[1:]) > BLOCK_BYTES:
-            raise DataError(f"{path}: its header is not valid (found the shape {shape}). {_AGAIN}")
+            raise DataError(f"{path}: its header is not valid (found shape {shape}). {_AGAIN}")
         yield IdxFile(str(path), stream, shape, dtype)
 
 

@@ -97,7 +97,7 @@ def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> Non
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):
             first = target.relative_to(read).parts[0]
             raise JobError(
-                f"{out}: would be among the images in {root} (in its subfolder {first}). Choose another --out"
+                f"{out}: would be written into the image folder {root} (in its subfolder {first}). Choose another --out"
             )
 
 

@@ -90,7 +90,8 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
         other = "labels" if kind == "images" else "images"
         if (split, other) not in roles:
             raise DataError(
-                f"{root}: no {split} {other} (found {roles[split, kind].relative_to(root)}). Copy them to this folder"
+                f"{root}: no {split} {other} (found only {roles[split, kind].relative_to(root)}). Copy them to this "
+                "folder"
             )
     is_emnist = bool(_EMNIST.search(keys[0]))
     splits = {split: _stream(roles[split, "images"], roles[split, "labels"], turned=is_emnist)

@@ -33,7 +33,7 @@ def image_layout(where: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[t
         case (count, channels, height, width) if channels in _CHANNELS:
             return (count, height, width, channels), lambda block: block.transpose(0, 2, 3, 1)
     raise DataError(
-        f"{where}: not an array of images (found the shape {shape}). Pass an array (N, H, W), (N, H, W, C) or "
+        f"{where}: not an array of images (found shape {shape}). Pass an array of shape (N, H, W), (N, H, W, C) or "
         "(N, C, H, W), with 1 or 3 channels"
     )
 
@@ -57,8 +57,8 @@ def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
         is_whole = bool(np.isfinite(labels).all() and (labels == np.floor(labels)).all())
     if labels.ndim != 1 or not is_numeric or not is_whole:
         raise DataError(
-            f"{where}: the labels are not one whole number per image (found {labels.dtype} with the shape "
-            f"{labels.shape}). Pass an array (N,) of integers, or one-hot rows"
+            f"{where}: the labels are not one whole number per image (found {labels.dtype} of shape "
+            f"{labels.shape}). Pass integers of shape (N,), or one-hot rows"
         )
     return labels.astype(np.int64)
 

@@ -84,7 +84,7 @@ def _require_plain(where: str, shape: tuple[int, ...], dtype: np.dtype, *, is_fo
         raise DataError(f"{where}: an array of Python objects (found {dtype}). Save it as an array of numbers")
     if is_fortran and len(shape) > 1:
         raise DataError(
-            f"{where}: the array is in Fortran order, so its images are not contiguous (found the shape {shape}). "
+            f"{where}: the array is in Fortran order, so its images are not contiguous (found shape {shape}). "
             "Save numpy.ascontiguousarray(array) instead"
         )
 

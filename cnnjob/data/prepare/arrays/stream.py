@@ -113,16 +113,17 @@ def _with_test_split(found: ArraySet, options: FolderOptions) -> dict[str, Label
         )
     fraction = options.test_fraction
     if "test" in streams and fraction is not None:
-        raise JobError(f"{options.source}: already has test images (found --test-fraction {fraction}). "
-                       "Omit --test-fraction")  # fmt: skip
+        raise JobError(f"--test-fraction {fraction}: {options.source} already has test images. Omit the option")
     if "test" not in streams and fraction is None:
         how = ", with test_fraction=0.2" if found.sha256 else f":\n  {options.command(test_fraction=0.2)}"
         raise JobError(
-            f"{options.source}: no test images (found {found.description}). Split them off the training images{how}"
+            f"{options.source}: no test images (found {found.description}). Split off some of the training images{how}"
         )
     if fraction == VAL:
         if VAL not in streams:
-            raise JobError(f"{options.source}: no validation images to test on. Specify a fraction, such as 0.2")
+            raise JobError(
+                f"--test-fraction {VAL}: {options.source} has no validation images. Specify a fraction, such as 0.2"
+            )
         streams["test"] = streams.pop(VAL)
     shapes = {split: stream.shape[1:] for split, stream in streams.items()}
     if len({channels for _, _, channels in shapes.values()}) > 1:

@@ -62,7 +62,7 @@ def _stream(path: Path) -> LabelledStream:
     with _open_matrix(path, "X") as matrix:
         shape = matrix.shape
     if len(shape) != 4 or shape[2] != 3:  # noqa: PLR2004 - (H, W, C, N)
-        raise DataError(f"{path}: not an array of SVHN images (found the shape {shape}). {_AGAIN}")
+        raise DataError(f"{path}: not an array of SVHN images (found shape {shape}). {_AGAIN}")
     height, width, channels, count = shape
     step = rows_per_block(height * width * channels)
 

@@ -98,7 +98,7 @@ class ZipTree(FolderTree):
         if encrypted := [info for info in members if info.flag_bits & _ENCRYPTED and info.filename in visible]:
             raise DataError(
                 f"{self.root}: contains encrypted files (found {len(encrypted):,}, e.g. {encrypted[0].filename}). "
-                "Unpack it with its password, and specify the folder"
+                "Unpack the archive with its password, and specify the folder"
             )
         unclear = [
             name

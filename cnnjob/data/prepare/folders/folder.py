@@ -316,15 +316,14 @@ def _with_test_split(layout: FolderLayout, options: FolderOptions, tree: FolderT
     if "test" in layout.splits:
         if options.test_fraction is not None:
             raise JobError(
-                f"{tree.root}: already has test images (found --test-fraction {options.test_fraction}). "
-                "Omit --test-fraction"
+                f"--test-fraction {options.test_fraction}: {tree.root} already has test images. Omit the option"
             )
         return layout
     has_val = "val" in layout.splits
     if options.test_fraction == VAL:
         if not has_val:
-            raise JobError(f"{tree.root}: no validation images to test on (found {layout.description}). "
-                           "Specify a fraction, such as --test-fraction 0.2")  # fmt: skip
+            raise JobError(f"--test-fraction {VAL}: {tree.root} has no validation images (found {layout.description}). "
+                           "Specify a fraction, such as 0.2")  # fmt: skip
         splits = {("test" if split == VAL else split): classes for split, classes in layout.splits.items()}
         return replace(layout, splits=splits, description=layout.description.replace("(val)", "(test)"))
     if options.test_fraction is None:
