@@ -44,11 +44,12 @@ def bench(
         Literal["torch", "none"], typer.Option(help="Framework to compare with, if it is installed.")
     ] = "torch",
     rounds: Annotated[
-        int, typer.Option(min=1, help="Number of rounds per engine; a round usually has at least five steps.")
+        int,
+        typer.Option(metavar="N", min=1, help="Number of rounds per engine; a round usually has at least five steps."),
     ] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Device to measure.")] = "cpu",
     gigabytes: Annotated[
-        float, typer.Option(min=0.001, help="Size in GB of each file that is written to measure reading.")
+        float, typer.Option(metavar="GB", min=0.001, help="Size of each file that is written to measure reading.")
     ] = 1,
     as_json: opt.JSON = False,
 ) -> None:

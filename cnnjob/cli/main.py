@@ -5,6 +5,7 @@ is called, so that ``--help`` and shell completion stay fast.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -36,10 +37,21 @@ COMMANDS = {
     "clean": ("clean", "List and remove files that no run needs any more."),
     "demo": ("train", "Prepare a small dataset, train on it and write a report."),
 }
-"""All commands in the order of the help, each with its function's module and the first line of its docstring."""
+"""All commands, each with its function's module and the first line of its docstring."""
+GROUPS = {
+    "Data": ("prepare", "show"),
+    "Training": ("new", "train", "demo"),
+    "Cluster and runs": ("submit", "status", "logs", "cancel"),
+    "Results": ("predict", "evaluate", "report", "export"),
+    "This machine": ("doctor", "bench", "verify-resume", "clean"),
+}
+"""The commands in the order and under the headings of the help."""
+MANY_OPTIONS = 6
+"""A command with more options than this has them grouped in its help."""
+MAX_NAME = 28
+"""Width of the column of option names in the help; a longer name has a line of its own."""
 
-
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ONE_PROCESS = "A run is always one process on one node"
 UNSUPPORTED_OPTIONS = {
     "--lr": "To set this key of the job file, pass\n  --set train.learning_rate=VALUE",
@@ -74,6 +86,35 @@ class _Light:
         for completion in completions:
             completion.help = None
         return completions
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and options, under the headings ``rich_help_panel`` if there are many options.
+
+        typer itself can write these headings only with rich, whose import takes longer than the rest of the help.
+        """
+        params = self.get_params(ctx)  # type: ignore[attr-defined]
+        has_groups = sum(param.param_type_name == "option" for param in params) > MANY_OPTIONS
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for param in params:
+            name, text = param.get_help_record(ctx)
+            text = text.replace("x>=", "at least ")
+            if param.param_type_name == "argument":
+                sections["Arguments"].append((name.partition(" <")[0], text))
+            else:
+                group = (param.rich_help_panel or "Other options") if has_groups else "Options"
+                sections.setdefault(group, []).append((name, text))
+        if others := sections.pop("Other options", []):
+            sections["Other options"] = others  # last
+        _write_sections(formatter, sections)
+
+
+def _write_sections(formatter: Any, sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Write lists of names and explanations, each under its heading, with all explanations in the same column."""
+    filled = {heading: rows for heading, rows in sections.items() if rows}
+    widths = {heading: min(MAX_NAME, max(len(name) for name, _ in rows)) for heading, rows in filled.items()}
+    for heading, rows in filled.items():
+        with formatter.section(heading):
+            formatter.write_dl(rows, col_max=MAX_NAME, col_spacing=2 + max(widths.values()) - widths[heading])
 
 
 class Command(_Light, typer.core.TyperCommand):
@@ -126,6 +167,14 @@ class Commands(_Light, typer.core.TyperGroup):
         """Add all commands without importing them."""
         super().__init__(**settings)
         self.commands.update({name: Listed(name, help=about) for name, (_, about) in COMMANDS.items()})
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, then the options."""
+        sections = {}
+        for heading, names in GROUPS.items():
+            sections[heading] = [(name, COMMANDS[name][1]) for name in names]
+        _write_sections(formatter, sections)
+        super().format_options(ctx, formatter)
 
     @printable_streams()
     def invoke(self, ctx: Any) -> Any:

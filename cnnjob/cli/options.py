@@ -1,7 +1,7 @@
 """Arguments and options that are shared by several commands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,47 +52,82 @@ RUN_PATHS = Annotated[
     ),
 ]
 
+# Headings of the options in the help of a command
+JOB_GROUP = "Job options"
+SLURM_GROUP = "SLURM options"
+RESOURCES_GROUP = "Resources, as in sbatch"
+START_GROUP = "How to run"
+FOLDERS_GROUP = "Folders"
+OUTPUT_GROUP = "Output options"
+
 OVERRIDES = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
         autocompletion=completion.settings,
+        rich_help_panel=JOB_GROUP,
         help="Override a job file key, such as train.epochs=3; can be repeated.",
     ),
 ]
-DATA = Annotated[Path, typer.Option(help="Folder that contains the prepared datasets.")]
-RUNS = Annotated[Path, typer.Option(help="Folder that contains the runs.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print more detailed output, as JSON.")]
+DATA = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", rich_help_panel=FOLDERS_GROUP, help="Folder that contains the prepared datasets."),
+]
+RUNS = Annotated[
+    Path, typer.Option(metavar="FOLDER", rich_help_panel=FOLDERS_GROUP, help="Folder that contains the runs.")
+]
+JSON = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT_GROUP, help="Print more detailed output, as JSON.")
+]
 
-# SLURM options, named as in sbatch
+
+def _slurm(*names: str, **settings: Any) -> Any:
+    """Return an option of SLURM, which is named as in sbatch."""
+    return typer.Option(*names, **{"rich_help_panel": SLURM_GROUP, "metavar": "NAME", **settings})
+
+
+def _resource(*names: str, **settings: Any) -> Any:
+    """Return an option that requests a resource from SLURM."""
+    return _slurm(*names, **{"rich_help_panel": RESOURCES_GROUP, "metavar": "SIZE", **settings})
+
+
 PROFILE = Annotated[
-    Text, typer.Option(autocompletion=completion.profile_names, help="Cluster profile: a name in slurm/, or a file.")
+    Text, _slurm(autocompletion=completion.profile_names, help="Cluster profile: a name in slurm/, or a file.")
 ]
-PARTITION = Annotated[Text, typer.Option("--partition", "-p", help="SLURM partition.")]
-ACCOUNT = Annotated[Text, typer.Option("--account", "-A", help="SLURM account to charge.")]
-QOS = Annotated[Text, typer.Option("--qos", "-q", help="Quality of service.")]
-TIME = Annotated[Text, typer.Option("--time", "-t", help="Time limit, in sbatch's format or as 90m, 2h or 1d12h.")]
+PARTITION = Annotated[Text, _slurm("--partition", "-p", help="SLURM partition.")]
+ACCOUNT = Annotated[Text, _slurm("--account", "-A", help="SLURM account to charge.")]
+QOS = Annotated[Text, _slurm("--qos", "-q", help="Quality of service.")]
+CONSTRAINT = Annotated[Text, _slurm("--constraint", "-C", metavar="LIST", help="Features that the node must have.")]
+NODELIST = Annotated[Text, _slurm("--nodelist", "-w", metavar="LIST", help="Nodes to use.")]
+EXCLUDE = Annotated[Text, _slurm("--exclude", "-x", metavar="LIST", help="Nodes to exclude.")]
+DEPENDENCY = Annotated[
+    Text, _slurm("--dependency", "-d", metavar="LIST", help="SLURM jobs to wait for, in sbatch's format.")
+]
+JOB_NAME = Annotated[Text, _slurm("--job-name", "-J", help="SLURM job name; the run's name by default.")]
+# In REQUEUE and STAGE, None leaves the choice to the profile.
+REQUEUE = Annotated[bool | None, _slurm("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]
+SBATCH = Annotated[Words, _slurm(metavar="KEY[=VALUE]", help="Any other sbatch option; can be repeated.")]
+TIME = Annotated[
+    Text, _resource("--time", "-t", metavar="TIME", help="Time limit, in sbatch's format or as 90m, 2h or 1d12h.")
+]
 CPUS_PER_TASK = Annotated[
-    Number, typer.Option("--cpus-per-task", "-c", min=1, help="Number of CPU cores; all of them are used.")
+    Number, _resource("--cpus-per-task", "-c", metavar="N", min=1, help="Number of CPU cores; all of them are used.")
 ]
-MEM = Annotated[Text, typer.Option(help="Memory per node, such as 16G; excludes --mem-per-cpu and --mem-per-gpu.")]
-MEM_PER_CPU = Annotated[Text, typer.Option(help="Memory per core.")]
-MEM_PER_GPU = Annotated[Text, typer.Option(help="Memory per GPU.")]
+MEM = Annotated[Text, _resource(help="Memory per node, such as 16G; excludes --mem-per-cpu and --mem-per-gpu.")]
+MEM_PER_CPU = Annotated[Text, _resource(help="Memory per core.")]
+MEM_PER_GPU = Annotated[Text, _resource(help="Memory per GPU.")]
 GPUS = Annotated[
     Text,
-    typer.Option("--gpus", "-G", help="Number of GPUs, as N or TYPE:N; by default 1, or 0 with the numpy backend."),
+    _resource("--gpus", "-G", metavar="[TYPE:]N", help="Number of GPUs; by default 1, or 0 with the numpy backend."),
 ]
-GPUS_PER_NODE = Annotated[Text, typer.Option(help="Number of GPUs per node, instead of --gpus.")]
-GRES = Annotated[Text, typer.Option(help="Generic resources, instead of or in addition to --gpus.")]
-CONSTRAINT = Annotated[Text, typer.Option("--constraint", "-C", help="Features that the node must have.")]
-NODELIST = Annotated[Text, typer.Option("--nodelist", "-w", help="Nodes to use.")]
-EXCLUDE = Annotated[Text, typer.Option("--exclude", "-x", help="Nodes to exclude.")]
-DEPENDENCY = Annotated[Text, typer.Option("--dependency", "-d", help="SLURM jobs to wait for, in sbatch's format.")]
-JOB_NAME = Annotated[Text, typer.Option("--job-name", "-J", help="SLURM job name; the run's name by default.")]
-# In REQUEUE and STAGE, None leaves the choice to the profile.
-REQUEUE = Annotated[bool | None, typer.Option("--requeue/--no-requeue", help="Allow SLURM to requeue the job.")]
+GPUS_PER_NODE = Annotated[Text, _resource(metavar="[TYPE:]N", help="Number of GPUs per node, instead of --gpus.")]
+GRES = Annotated[Text, _resource(metavar="LIST", help="Generic resources, instead of or in addition to --gpus.")]
 STAGE = Annotated[
-    bool | None, typer.Option("--stage/--no-stage", help="Copy the dataset to the node's local disk first.")
+    bool | None,
+    typer.Option(
+        "--stage/--no-stage",
+        rich_help_panel=START_GROUP,
+        help="First copy the dataset to the local disk of the machine that trains.",
+    ),
 ]
-SBATCH = Annotated[Words, typer.Option(metavar="KEY[=VALUE]", help="Any other sbatch option; can be repeated.")]

@@ -183,7 +183,10 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Keep printing new lines, across restarts, until the run ends.")
     ] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="Number of lines to print from the end of the existing log.")
+        int,
+        typer.Option(
+            "--lines", "-n", metavar="N", min=0, help="Number of lines to print from the end of the existing log."
+        ),
     ] = 50,
 ) -> None:
     """Print the newest log of a run.

@@ -37,11 +37,37 @@ SWEEP = Annotated[
     typer.Option(
         metavar="KEY=A,B",
         autocompletion=completion.settings,
+        rich_help_panel=opt.JOB_GROUP,
         help="Create one run per value, or per combination of values; can be repeated.",
     ),
 ]
+SEEDS = Annotated[
+    opt.Number,
+    typer.Option(
+        metavar="N", rich_help_panel=opt.JOB_GROUP, min=1, help="Number of seeds, counting up from the job's seed."
+    ),
+]
+PARALLEL = Annotated[
+    opt.Number,
+    typer.Option(metavar="N", rich_help_panel=opt.START_GROUP, min=1, help="Maximum number of runs at once."),
+]
+WAIT = Annotated[bool, typer.Option("--wait", rich_help_panel=opt.START_GROUP, help="Wait until all runs have ended.")]
+LOCAL = Annotated[
+    bool, typer.Option("--local", rich_help_panel=opt.START_GROUP, help="Train on this machine, without SLURM.")
+]
+DRY_RUN = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", rich_help_panel=opt.START_GROUP, help="Show and rehearse the job without submitting anything."
+    ),
+]
 REHEARSAL = Annotated[
-    bool, typer.Option("--rehearsal/--no-rehearsal", help="With --dry-run, train for four steps on this machine.")
+    bool,
+    typer.Option(
+        "--rehearsal/--no-rehearsal",
+        rich_help_panel=opt.START_GROUP,
+        help="With --dry-run, train for four steps on this machine.",
+    ),
 ]
 
 
@@ -49,12 +75,13 @@ def submit(
     jobs: JOBS = None,
     overrides: opt.OVERRIDES = None,
     sweep: SWEEP = None,
-    seeds: Annotated[opt.Number, typer.Option(min=1, help="Number of seeds, counting up from the job's seed.")] = None,
-    parallel: Annotated[opt.Number, typer.Option(min=1, help="Maximum number of runs at once.")] = None,
-    profile: opt.PROFILE = None,
-    partition: opt.PARTITION = None,
-    account: opt.ACCOUNT = None,
-    qos: opt.QOS = None,
+    seeds: SEEDS = None,
+    local: LOCAL = False,
+    dry_run: DRY_RUN = False,
+    rehearsal: REHEARSAL = True,
+    parallel: PARALLEL = None,
+    wait: WAIT = False,
+    stage: opt.STAGE = None,
     time: opt.TIME = None,
     cpus_per_task: opt.CPUS_PER_TASK = None,
     mem: opt.MEM = None,
@@ -63,20 +90,17 @@ def submit(
     gpus: opt.GPUS = None,
     gpus_per_node: opt.GPUS_PER_NODE = None,
     gres: opt.GRES = None,
+    profile: opt.PROFILE = None,
+    partition: opt.PARTITION = None,
+    account: opt.ACCOUNT = None,
+    qos: opt.QOS = None,
     constraint: opt.CONSTRAINT = None,
     nodelist: opt.NODELIST = None,
     exclude: opt.EXCLUDE = None,
     dependency: opt.DEPENDENCY = None,
     job_name: opt.JOB_NAME = None,
     requeue: opt.REQUEUE = None,
-    stage: opt.STAGE = None,
     sbatch: opt.SBATCH = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until all runs have ended.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Train on this machine, without SLURM.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show and rehearse the job without submitting anything.")
-    ] = False,
-    rehearsal: REHEARSAL = True,
     data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:

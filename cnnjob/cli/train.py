@@ -27,9 +27,18 @@ def train(
     data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
     stage: opt.STAGE = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", rich_help_panel=opt.OUTPUT_GROUP, help="Print only warnings and the result."),
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Before training, print all settings, as 'show JOB' does.")
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=opt.OUTPUT_GROUP,
+            help="Before training, print all settings, as 'show JOB' does.",
+        ),
     ] = False,
 ) -> None:
     """Train a job on this machine, or resume it where it stopped.
@@ -85,7 +94,8 @@ def predict(
         ),
     ],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the run's dataset; by default, the folder used for training.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the run's dataset; by default, the folder used for training."),
     ] = None,
     invert: Annotated[
         bool,
@@ -167,7 +177,7 @@ def evaluate(
             help="Prepared dataset: a name in the data folder, or an .h5 file.",
         ),
     ],
-    split: Annotated[str, typer.Option(help="Split to evaluate: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Images to evaluate on: train, val or test.")] = "test",
     data: opt.DATA = opt.DATA_FOLDER,
     as_json: opt.JSON = False,
 ) -> None:

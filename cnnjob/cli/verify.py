@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cnnjob.jobs.job import Job
     from cnnjob.slurm.submit.request import Request
 
+TEST_GROUP = "The test"
 CLUSTER_FOLDER = Path("verify-resume")
 SHORT_DIGITS = 12
 SEEDS = 10**6
@@ -25,24 +26,46 @@ SEEDS = 10**6
 def verify_resume(
     job: opt.JOB,
     overrides: opt.OVERRIDES = None,
-    steps: Annotated[int, typer.Option(min=1, help="Train only as many epochs as contain this many steps.")] = 2000,
-    kills: Annotated[int, typer.Option(min=1, help="Number of times to kill the run.")] = 5,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed for the kill times; random by default.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep both runs in this new folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    profile: opt.PROFILE = None,
-    partition: opt.PARTITION = None,
-    account: opt.ACCOUNT = None,
-    qos: opt.QOS = None,
+    steps: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=TEST_GROUP, min=1, help="Train only as many epochs as contain N steps."
+        ),
+    ] = 2000,
+    kills: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=TEST_GROUP, min=1, help="Number of times to kill the run.")
+    ] = 5,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=TEST_GROUP, min=0, help="Seed for the kill times; random by default."
+        ),
+    ] = None,
+    wait_minutes: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            rich_help_panel=TEST_GROUP,
+            min=0,
+            help="On a cluster: minutes to wait for both runs, including their time in the queue.",
+        ),
+    ] = 120,
     time: opt.TIME = None,
     cpus_per_task: opt.CPUS_PER_TASK = None,
     mem: opt.MEM = None,
     gpus: opt.GPUS = None,
+    profile: opt.PROFILE = None,
+    partition: opt.PARTITION = None,
+    account: opt.ACCOUNT = None,
+    qos: opt.QOS = None,
     sbatch: opt.SBATCH = None,
-    wait_minutes: Annotated[
-        float,
-        typer.Option(min=0, help="On a cluster: minutes to wait for both runs, including their time in the queue."),
-    ] = 120,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", rich_help_panel=opt.FOLDERS_GROUP, help="Keep both runs in this new folder."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=opt.OUTPUT_GROUP, help="Print the comparison as JSON.")
+    ] = False,
     data: opt.DATA = opt.DATA_FOLDER,
 ) -> None:
     """Test that a killed run resumes with bit-identical results.

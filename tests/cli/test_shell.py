@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from cnnjob.checks.benchmarks.bench import NAMES
 from cnnjob.cli import completion
-from cnnjob.cli.main import COMMANDS, app
+from cnnjob.cli.main import COMMANDS, GROUPS, MANY_OPTIONS, app
 from cnnjob.data.prepare.prepare import KNOWN
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.reference import list_keys
@@ -72,6 +72,34 @@ def test_every_help_has_an_example_and_a_word_on_every_option(name: str) -> None
     for param in command(name).params:
         assert param.help, f"{name}: {param.name}"
         assert param.help.endswith("."), f"{name}: {param.name}"
+
+
+def headings(words: list[str], columns: int) -> dict[str, list[str]]:
+    """Return the lines of a help text below each of its headings; every line fits the terminal."""
+    said = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": f"{columns}"}, terminal_width=columns).stdout
+    assert max(map(len, said.splitlines())) <= columns
+    parts = re.split(r"^(\S.*):$", said, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], [part.splitlines() for part in parts[2::2]], strict=True))
+
+
+def test_commands_are_in_groups() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    shown = headings([], 80)
+    assert list(shown) == [*GROUPS, "Options"]
+    for heading, names in GROUPS.items():
+        assert [line.split()[0] for line in shown[heading] if line] == list(names)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_many_options_are_in_groups(name: str) -> None:
+    count = 1 + sum(param.param_type_name == "option" for param in command(name).params)  # and --help
+    for columns in (80, 120):
+        shown = headings([name], columns)
+        assert ("Options" in shown) == (count <= MANY_OPTIONS)
+        if "Options" not in shown:
+            assert len(shown.keys() - {"Arguments"}) > 1
+            assert [line.split()[0] for line in shown["Other options"] if line][-1] == "-h,"
+        assert "<" not in "".join(shown.get("Arguments", []))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

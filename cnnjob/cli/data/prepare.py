@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnnjob.data.images import Fit
     from cnnjob.data.prepare.prepare import Prepared
 
+SOURCE_GROUP, LABELS_GROUP, IMAGES_GROUP = "Source", "Labels and splits", "Scaling of images"
 AGAIN_SECONDS = 0.01
 
 
@@ -37,43 +38,90 @@ def prepare(
     ],
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="The image folder, if NAME is 'folder'.")] = None,
     source: Annotated[
-        str | None, typer.Option(help="Folder, file or URL to read instead of the published source.")
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_URL",
+            rich_help_panel=SOURCE_GROUP,
+            help="Folder, file or URL to read instead of the published source.",
+        ),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of a source that is not the published one.")] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="File to write; data/NAME.h5 by default.")
+    sha256: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX", rich_help_panel=SOURCE_GROUP, help="SHA-256 of a source that is not the published one."
+        ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", rich_help_panel=SOURCE_GROUP, help="Hash all source files, even if they seem unchanged."
+        ),
+    ] = False,
+    skip_damaged: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=SOURCE_GROUP, min=0, help="Skip up to N unusable images.")
+    ] = 0,
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Table of labels: CSV or TSV with columns path, label and, optionally, split."
+            metavar="FILE",
+            rich_help_panel=LABELS_GROUP,
+            help="Table of labels: CSV or TSV with columns path, label and, optionally, split.",
         ),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Height and width to which a folder's images are scaled.")
-    ] = None,
-    fit: Annotated[
-        str,
-        typer.Option(metavar="HOW", help="How to scale: crop the excess, pad with the background, or stretch."),
-    ] = "crop",
     test_fraction: Annotated[
         str | None,
         typer.Option(
             metavar="FRACTION",
+            rich_help_panel=LABELS_GROUP,
             help="If there are no test images: fraction of each class to use, or 'val' to use the val folder.",
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            rich_help_panel=IMAGES_GROUP,
+            help="Height and width to which a folder's images are scaled.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=IMAGES_GROUP,
+            help="How to scale: crop the excess, pad with the background, or stretch.",
+        ),
+    ] = "crop",
     background: Annotated[
-        str, typer.Option(metavar="COLOUR", help="Colour behind transparent pixels, such as black or #c0c0c0.")
+        str,
+        typer.Option(
+            metavar="COLOUR",
+            rich_help_panel=IMAGES_GROUP,
+            help="Colour behind transparent pixels, such as black or #c0c0c0.",
+        ),
     ] = "white",
-    skip_damaged: Annotated[int, typer.Option(metavar="N", min=0, help="Skip up to N unusable images.")] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            rich_help_panel=opt.OUTPUT_GROUP,
+            help="File to write; data/NAME.h5 by default.",
+        ),
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Prepare the dataset again, replacing an existing file.")
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=opt.OUTPUT_GROUP, help="Prepare the dataset again, replacing an existing file."
+        ),
     ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Hash all source files, even if they seem unchanged.")
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=opt.OUTPUT_GROUP, help="Print shapes, class counts and checksums as JSON."
+        ),
     ] = False,
-    as_json: opt.JSON = False,
 ) -> None:
     """Prepare a dataset as one HDF5 file.
 
