@@ -51,7 +51,7 @@ def bench(
     gigabytes: Annotated[
         float, typer.Option(metavar="GB", min=0.001, help="Size of each file that is written to measure reading.")
     ] = 1,
-    as_json: opt.JSON = False,
+    as_json: Annotated[bool, opt.json_option("Print the times of each engine as JSON.")] = False,
 ) -> None:
     """Measure training steps on this machine.
 

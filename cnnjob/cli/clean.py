@@ -22,9 +22,7 @@ def clean(
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the list as JSON; --yes also removes the files.")
-    ] = False,
+    as_json: Annotated[bool, opt.json_option("Print the list as JSON; --yes also removes the files.")] = False,
     data: opt.DATA = opt.DATA_FOLDER,
     runs: opt.RUNS = opt.RUNS_FOLDER,
 ) -> None:

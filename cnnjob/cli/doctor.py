@@ -18,7 +18,7 @@ INDENT, NARROWEST, LONGEST = 24, 20, 10_000
 
 def doctor(
     runs: opt.RUNS = opt.RUNS_FOLDER,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Annotated[bool, opt.json_option("Print the findings as JSON.")] = False,
     write_profile: Annotated[
         str | None, typer.Option(metavar="NAME", help="Write a profile of this cluster to slurm/NAME.toml.")
     ] = None,

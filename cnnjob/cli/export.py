@@ -14,7 +14,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="File to write; ./RUN.onnx by default.")
     ] = None,
-    as_json: opt.JSON = False,
+    as_json: Annotated[bool, opt.json_option("Print the file's path, inputs and outputs as JSON.")] = False,
 ) -> None:
     """Write a finished run's network as ONNX.
 

@@ -77,9 +77,11 @@ DATA = Annotated[
 RUNS = Annotated[
     Path, typer.Option(metavar="FOLDER", rich_help_panel=FOLDERS_GROUP, help="Folder that contains the runs.")
 ]
-JSON = Annotated[
-    bool, typer.Option("--json", rich_help_panel=OUTPUT_GROUP, help="Print more detailed output, as JSON.")
-]
+
+
+def json_option(text: str) -> Any:
+    """Return the option ``--json`` with its help text."""
+    return typer.Option("--json", rich_help_panel=OUTPUT_GROUP, help=text)
 
 
 def _slurm(*names: str, **settings: Any) -> Any:

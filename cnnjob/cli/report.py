@@ -16,8 +16,8 @@ SPARE = ("epochs", "group", "reason", "seed", "state")
 
 def report(
     runs: opt.RUN_PATHS = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("report"),
-    as_json: opt.JSON = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write to.")] = Path("report"),
+    as_json: Annotated[bool, opt.json_option("Print the rows of metrics.csv as JSON.")] = False,
 ) -> None:
     """Write a report on runs: an HTML page, tables and figures.
 

@@ -34,7 +34,7 @@ SPARE = ("loss", "restarts", "node", "time left", "job", "accuracy")
 
 def status(
     runs: opt.RUN_PATHS = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all fields, including causes, as JSON.")] = False,
+    as_json: Annotated[bool, opt.json_option("Print all fields, including causes, as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the table until you press Ctrl-C.")] = False,
 ) -> None:
     """Show the status of runs; for one run, also the cause.

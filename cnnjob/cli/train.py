@@ -99,9 +99,9 @@ def predict(
     ] = None,
     invert: Annotated[
         bool,
-        typer.Option("--invert", help="Invert the pixels first, for example if digits are dark on a light background."),
+        typer.Option("--invert", help="Invert the pixels first, for example for dark digits on a light background."),
     ] = False,
-    as_json: opt.JSON = False,
+    as_json: Annotated[bool, opt.json_option("Print the probabilities of all classes as JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image.
 
@@ -179,7 +179,7 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(metavar="SPLIT", help="Images to evaluate on: train, val or test.")] = "test",
     data: opt.DATA = opt.DATA_FOLDER,
-    as_json: opt.JSON = False,
+    as_json: Annotated[bool, opt.json_option("Print all metrics and the confusion matrix as JSON.")] = False,
 ) -> None:
     """Evaluate a finished run on another prepared dataset.
 

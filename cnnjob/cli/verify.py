@@ -63,9 +63,7 @@ def verify_resume(
         Path | None,
         typer.Option(metavar="FOLDER", rich_help_panel=opt.FOLDERS_GROUP, help="Keep both runs in this new folder."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=opt.OUTPUT_GROUP, help="Print the comparison as JSON.")
-    ] = False,
+    as_json: Annotated[bool, opt.json_option("Print the comparison as JSON.")] = False,
     data: opt.DATA = opt.DATA_FOLDER,
 ) -> None:
     """Test that a killed run resumes with bit-identical results.

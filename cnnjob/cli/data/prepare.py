@@ -118,9 +118,7 @@ def prepare(
     ] = False,
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", rich_help_panel=opt.OUTPUT_GROUP, help="Print shapes, class counts and checksums as JSON."
-        ),
+        opt.json_option("Print shapes, class counts and checksums as JSON."),
     ] = False,
 ) -> None:
     """Prepare a dataset as one HDF5 file.

@@ -28,8 +28,8 @@ def show(
     ] = None,
     overrides: opt.OVERRIDES = None,
     keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, one per line.")] = False,
-    data: Annotated[Path, typer.Option(help="Folder that contains the prepared datasets.")] = opt.DATA_FOLDER,
-    as_json: opt.JSON = False,
+    data: opt.DATA = opt.DATA_FOLDER,
+    as_json: Annotated[bool, opt.json_option("Print the same as JSON; of a job, also its memory in bytes.")] = False,
 ) -> None:
     """List datasets and jobs, or show one of them.
 
