@@ -123,6 +123,7 @@ _Conv = Annotated[
     nn.Conv,
     Table(
         nn.Conv,
+        fixed={"fully_frozen": False},
         annotations={
             "batch_norm": Annotated[_BatchNorm | None, OrFalse],
             "order": Annotated[Order, Field(strict=False), AfterValidator(_require_each_part)],
@@ -136,7 +137,7 @@ _Conv = Annotated[
 _DENSE = {"init": Annotated[Initialiser, _named_or_deviation("he")]}
 _Dense = Annotated[
     nn.Dense,
-    Table(nn.Dense, fixed={"output_scale": 1.0}, annotations=_DENSE),
+    Table(nn.Dense, fixed={"output_scale": 1.0, "fully_frozen": False}, annotations=_DENSE),
     AfterValidator(_require_effect),
     Tag("dense"),
 ]
@@ -151,7 +152,7 @@ _Classifier = Annotated[
     Table(
         nn.Dense,
         about="The implied last layer: one unit per class, no activation.",
-        fixed={"units": 1, "activation": "none"},
+        fixed={"units": 1, "activation": "none", "fully_frozen": False},
         annotations=_DENSE,
     ),
     AfterValidator(_require_effect),

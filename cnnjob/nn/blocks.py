@@ -93,8 +93,11 @@ def _weights_and_bias(block: "Conv | Dense", shape: Shape) -> dict[str, Paramete
     """Return weights of the given shape (..., outputs), and the bias (outputs,) if there is one."""
     fan_in, factor = prod(shape[:-1]), block.learning_rate_factor
     weights = Parameter(shape, block.init, fan_in, learning_rate_factor=factor, trainable=not block.frozen)
-    bias = {"bias": Parameter(shape[-1:], 0.0, fan_in, block.bias_init, factor, decays=False)} if block.bias else {}
-    return {"weights": weights, **bias}
+    if not block.bias:
+        return {"weights": weights}
+    trainable = not block.fully_frozen
+    bias = Parameter(shape[-1:], 0.0, fan_in, block.bias_init, factor, decays=False, trainable=trainable)
+    return {"weights": weights, "bias": bias}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,10 @@ class Conv:
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
-    """Keep the weights at their initial values; bias and normalisation are still trained."""
+    """Keep the weights at their initial values; bias and normalisation are still trained, except with
+    ``model.init_from``: the whole block is then kept, and its normalisation uses the running statistics."""
+    fully_frozen: bool = False
+    """Also keep the bias and the normalisation, which uses the running statistics; needs ``frozen``."""
 
     kind = "conv"
 
@@ -175,7 +181,8 @@ class Conv:
         parameters = _weights_and_bias(self, (self.kernel, self.kernel, shape[-1], self.filters))
         if self.batch_norm:
             factor = self.learning_rate_factor
-            parameters |= self.batch_norm.parameters(self.filters, factor=factor, trainable=True)
+            trainable = not self.fully_frozen
+            parameters |= self.batch_norm.parameters(self.filters, factor=factor, trainable=trainable)
         return parameters
 
 
@@ -200,9 +207,11 @@ class Dense:
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the layer's weights and bias."""
     frozen: bool = False
-    """Keep the weights at their initial values; the bias is still trained."""
+    """Keep the weights at their initial values; the bias is still trained, except with ``model.init_from``."""
     output_scale: Annotated[float, Gt(0), Le(1000)] = 1.0
     """Multiplier for the outputs before the softmax."""
+    fully_frozen: bool = False
+    """Also keep the bias; needs ``frozen``."""
 
     kind = "dense"
 
@@ -269,7 +278,7 @@ class Residual:
     Otherwise, it is a 1×1 convolution with the same normalisation settings as the body's last convolution and the
     stride that makes the shapes equal. If no such stride exists, the shortcut has the body's stride and reads only a
     window of the image, from the pixel on which the body's first output is centred to the pixel on which the body's
-    last output is centred.
+    last output is centred. The projection is fully frozen if all convolutions of the body are.
     """
 
     blocks: tuple[Conv | Dropout, ...]
@@ -320,7 +329,8 @@ class Residual:
                 "few pixels for a shortcut with that output shape"
             )
         norm = self._convs[-1].batch_norm
-        conv = Conv(output[-1], kernel=1, stride=stride, batch_norm=norm, activation="none")
+        frozen = all(block.fully_frozen for block in self._convs)
+        conv = Conv(output[-1], 1, stride, batch_norm=norm, activation="none", frozen=frozen, fully_frozen=frozen)
         window_shape = *(side.stop - side.start for side in window), shape[-1]
         return Layer("projection", conv, window_shape, output)
 

@@ -8,6 +8,7 @@ from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Dropout, Layer, Network, Residual, Shape
 from cnnjob.nn.operations import (
     LAYERS_PER_RESIDUAL,
+    Norm,
     Operation,
     border_of,
     first_inner_index,
@@ -76,16 +77,31 @@ class Chain:
     def _plan_links(
         self, links: Sequence[_Link], x: Tensor, last: Tensor | None = None
     ) -> tuple[Tensor, list[ForwardBackward]]:
-        """Plan consecutive operations that read x and write the result to ``last`` or to a new tensor."""
+        """Plan consecutive operations that read x and write the result to ``last`` or to a new tensor.
+
+        No gradient is computed for the outputs of leading operations that have nothing to train.
+        """
         steps: list[ForwardBackward] = []
-        borders = [border_of(link.operation) for link in links[1:]]
-        # Each output has the border that the next operation needs, so a convolution never copies its input to pad it.
-        outputs = [self._take_tensor(link.output_shape, border) for link, border in zip(links, borders, strict=False)]
-        outputs.append(last or self._take_tensor(links[-1].output_shape))
-        for link, y in zip(links, outputs, strict=True):
+        trainable = x.trainable or (last is not None and last.trainable)
+        for link, following in zip(links, [*links[1:], None], strict=True):
+            trainable = trainable or self._has_gradients(link)
+            # A normalisation that is trained keeps intermediate results in its input's gradient.
+            is_scratch = following and isinstance(following.operation, Norm) and self._has_gradients(following)
+            if following or last is None:
+                # Each output has the border that the next operation needs: no convolution copies its input to pad it.
+                border = border_of(following.operation) if following else 0
+                y = self._take_tensor(link.output_shape, border, trainable=trainable or bool(is_scratch))
+            else:
+                y = last
             steps += self._plan_link(link, x, y)
             x = y
         return x, steps
+
+    def _has_gradients(self, link: _Link) -> bool:
+        """Return whether an operation, or any inside a residual block, has parameters that are trained."""
+        if isinstance(link.operation, Residual):
+            return any(name.startswith(f"{link.name}/") for name in self.gradients)
+        return any(f"{link.name}/{name}" in self.gradients for name in parameters_of(link.operation))
 
     def _plan_link(self, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
         """Plan one operation from x to y."""
@@ -99,13 +115,14 @@ class Chain:
         step = self.backend.plan_operation(
             self.arena, link.operation, x, y, (weights, gradients), self.inputs, link.layer_index
         )
-        # A first layer that is frozen or has no parameters would write a gradient for which its input has no memory.
+        # A layer with nothing to train would write a gradient for which an input that needs none has no memory.
         return [step if x.trainable or gradients else ForwardBackward(step.forward, _nothing)]
 
     def _plan_residual(self, block: Residual, link: _Link, x: Tensor, y: Tensor) -> list[ForwardBackward]:
         """Plan the shortcut, the body and their sum; ``x.gradient`` receives the sum of their input gradients."""
         shape, prefix, first_index = link.layer.input_shape, f"{link.name}/", first_inner_index(link.layer_index)
-        body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x)
+        body_output = self._take_tensor(link.output_shape, trainable=y.trainable)
+        body, steps = self._plan_links(self._build_links(block.body(shape), prefix, first_index), x, body_output)
         # Both terms of a sum have the sum's gradient, so the shortcut shares the gradient array of the body's output.
         # No operation writes to its output's gradient: the array is still intact after the body's backward tasks.
         dx_of_shortcut, shortcut = body.gradient, x
@@ -125,7 +142,8 @@ class Chain:
         if x.trainable:
             add_shortcut = self.backend.accumulate(self.arena, dx_of_shortcut, x.gradient)
             steps = [ForwardBackward(_nothing, add_shortcut), *steps]
-        return [*steps, self.backend.residual_add(self.arena, body, shortcut, y, block.activation)]
+        add = self.backend.residual_add(self.arena, body, shortcut, y, block.activation)
+        return [*steps, add if y.trainable else ForwardBackward(add.forward, _nothing)]
 
 
 def _nothing() -> None:

@@ -29,6 +29,8 @@ class Norm:
 
     settings: BatchNorm
     activation: Activation = "none"
+    fixed: bool = False
+    """True if training uses the running statistics, without updating them, as evaluation does."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the input's shape."""
@@ -88,7 +90,7 @@ def _operations_after(block: Conv, parts: Sequence[Part]) -> list[Operation]:
     operations: list[Operation] = []
     for part in parts:
         if part == "norm" and block.batch_norm:
-            operations.append(Norm(block.batch_norm))
+            operations.append(Norm(block.batch_norm, fixed=block.fully_frozen))
         elif part == "pool":
             operations.append(MaxPool(block.pool))
         elif operations and isinstance(operations[-1], Norm):
@@ -109,7 +111,7 @@ def require_trainable(network: Network, batch_size: int) -> None:
     """
     dropouts: dict[int, str] = {}
     for name, layer_index, operation, shape in _operations(network.layers):
-        if isinstance(operation, Norm) and batch_size * prod(shape[:-1]) == 1:
+        if isinstance(operation, Norm) and not operation.fixed and batch_size * prod(shape[:-1]) == 1:
             sides = "×".join(map(str, shape))
             raise ValueError(
                 f"{name}: batch normalisation needs more than one value per channel (found one {sides} image per batch)"

@@ -119,6 +119,20 @@ WORKS = {
         [nn.Conv(filters=4), nn.Conv(filters=4, frozen=True), nn.Dense(units=6, frozen=True, bias=False)], (6, 8, 2)
     ),
     "frozen, nothing learns before it": Work([nn.Conv(filters=4, frozen=True, bias=False), nn.Conv(filters=3)]),
+    "fully frozen": Work(
+        [
+            nn.Conv(filters=4, batch_norm=nn.BatchNorm(eps=0.5), pool=2, frozen=True, fully_frozen=True),
+            nn.Conv(filters=3, activation="gelu"),
+            nn.Conv(filters=4, batch_norm=nn.BatchNorm(eps=0.5), frozen=True, fully_frozen=True),
+            nn.Residual((nn.Conv(filters=5, frozen=True, fully_frozen=True), nn.Conv(filters=4, activation="none"))),
+            nn.Dense(units=6, frozen=True, fully_frozen=True),
+            nn.Dense(units=5),
+        ],
+        (9, 8, 2),
+    ),
+    "fully frozen up to the classifier": Work(
+        [nn.Conv(filters=4, frozen=True, fully_frozen=True), nn.Dense(units=6, frozen=True, fully_frozen=True)]
+    ),
     "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
     "label smoothing": Work([nn.Conv(filters=3)], options=nn.TrainingOptions(label_smoothing=0.2)),
     "norm": Work([normed(3), normed(35, scale=False, momentum=0.3)]),

@@ -42,7 +42,8 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The forward and backward tasks; in training, the forward task also updates the running statistics.
+        The forward and backward tasks; in training, the forward task also updates the running statistics unless the
+        normalisation is fixed. The input gradient is then dx = scale/√(variance + eps) · g.
     """
     channels = _Channels(arena, block, x, w, dw)
     slices = split_evenly(len(x.value), SHARDS)
@@ -54,7 +55,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
     }
 
     def forward() -> None:
-        if y.trainable:
+        if y.trainable and not block.fixed:
             passes["sum_values"]()
             channels.compute_mean()
             passes["sum_squares"]()
@@ -66,6 +67,9 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
         passes["normalise"]()
 
     def backward() -> None:
+        if block.fixed:
+            passes["scale_gradient"]()
+            return
         passes["sum_gradients"]()
         channels.compute_gradients()
         passes["input_gradient"]()
@@ -196,10 +200,16 @@ def _plan_cache_block_passes(
         np.multiply(t, factor, out=t)
         np.subtract(g, t, out=g)
 
+    def scale_gradient() -> None:
+        activate_backward(dy, g)
+        np.copyto(factor, channels.factor)
+        np.multiply(g, factor, out=g)
+
     return {
         "sum_values": partial(add_to, channels.sums, z),
         "sum_squares": sum_squares,
         "normalise": normalise,
         "sum_gradients": sum_gradients,
         "input_gradient": input_gradient,
+        "scale_gradient": scale_gradient,
     }

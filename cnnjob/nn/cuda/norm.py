@@ -46,21 +46,29 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The forward and backward tasks; in training, the forward task also updates the running statistics.
+        The forward and backward tasks; in training, the forward task also updates the running statistics unless the
+        normalisation is fixed. The input gradient is then dx = scale/√(variance + eps) · g.
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)
     part_rows = np.int64(max(MIN_PART_ROWS, -(-int(rows) // MAX_PARTS)))
-    # The last two receive the gradients of a shift or scale that the block does not have or that is not trainable.
+    # The last two receive the gradients of a shift or scale that the block does not have or that is not trainable. If
+    # the normalisation is fixed, nothing is written to them: as zeros, they drop out of the input gradient.
     mean, inverse, unused_shift, unused_scale = (arena.take((C,), dtype) for _ in range(4))
     scale = w["scale"] if "scale" in w else arena.constant(np.ones(C, dtype))
     channels, running = (mean, inverse, scale, w["shift"]), (w["mean"], w["variance"])
     length, kind = row_length(x.value.shape), ACTIVATIONS[block.activation]
     normalise = each(device, "normalise", N, H * W * C, x.value, *channels, *bordered(y.value), length, kind, C)
-    if not y.trainable:
+    source = x.value, *channels, *bordered(y.gradient)
+    if block.fixed or not y.trainable:
         arguments = scalars([*running, constants[1], mean, inverse, C])
         load_statistics = partial(device.launch, "running_statistics", (-(-C // THREADS), 1), (THREADS, 1), arguments)
-        return ForwardBackward(in_order([load_statistics, normalise]), normalise)
+        with_running = in_order([load_statistics, normalise])
+        if not y.trainable:
+            return ForwardBackward(with_running, normalise)
+        zeros = unused_shift, unused_scale
+        scaled = each(device, "normalise_back", N, H * W * C, *source, length, kind, *zeros, x.gradient, rows, C)
+        return ForwardBackward(with_running, scaled)
     # One row of partial sums per thread block, added up in a fixed order by a second kernel: no atomics.
     parts = int(-(-rows // part_rows))
     sums = arena.scratch(0, ((parts, C), dtype), ((parts, C), dtype))
@@ -69,7 +77,6 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
     def plan_sums(name: str, blocks: int, *arguments: Any) -> Task:
         return partial(device.launch, name, (-(-C // CHANNELS), blocks), (CHANNELS, LANES), scalars(arguments))
 
-    source = x.value, *channels, *bordered(y.gradient)
     forward = [
         plan_sums("moments", parts, x.value, *sums, rows, C, part_rows),
         plan_sums("batch_statistics", 1, *sums, rows, part_rows, parts, C, *running, *constants, mean, inverse),
