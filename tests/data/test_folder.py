@@ -337,9 +337,9 @@ def test_neither_a_fraction_nor_a_test_folder(root: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "name", "message"),
     [
-        ((), "cat/pets.h5", "be among the images in .*root .in its subfolder cat"),
-        ((), "data/pets.h5", "be among the images in .*root .in its subfolder data"),
-        (("train", "test"), "test/pets.h5", "be among the images in .*root .in its subfolder test"),
+        ((), "cat/pets.h5", "be written into the image folder .*root .in its subfolder cat"),
+        ((), "data/pets.h5", "be written into the image folder .*root .in its subfolder data"),
+        (("train", "test"), "test/pets.h5", "be written into the image folder .*root .in its subfolder test"),
         ((), os.fsdecode(b"../\xff.h5"), "name is not UTF-8 .found '.udcff'"),
         ((), "/".join("a" * 1000), "too deeply .found [0-9]+ folders"),
     ],
