@@ -12,7 +12,14 @@ from cnnjob.api import prepare
 from tests.helpers import image_sources as sources
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = r"(?:cnnjob|pytest|\.ci/run)(?: |$)|(?:python3?|pip|pre-commit|slurm/(?:cluster|root)|apt|chromium|taskset) "
+DOCUMENTS = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+PROGRAMS = (
+    r"(?:cnnjob|pytest|\.ci/run)(?: |$)|"
+    r"(?:apptainer|apt|chromium|conda|pip|pre-commit|python3?|slurm/(?:cluster|root)|sphinx-build|taskset|uv) "
+)
 
 
 def commands() -> Iterator[str]:
