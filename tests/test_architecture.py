@@ -174,6 +174,7 @@ def loaded_by(code: str) -> set[str]:
     [
         "import cnnjob",
         "from typer.testing import CliRunner; import cnnjob.cli.main as c; CliRunner().invoke(c.app, ['--help'])",
+        "from typer.testing import CliRunner; import cnnjob.cli.main as c; CliRunner().invoke(c.app, ['--version'])",
         "from typer.testing import CliRunner; import cnnjob.cli.main as c\n"
         "for name in c.COMMANDS: assert 'Example' in CliRunner().invoke(c.app, [name, '--help']).stdout",
     ],

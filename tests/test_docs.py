@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import cnnjob
@@ -85,6 +86,17 @@ def test_every_link_and_job_that_is_named_exists() -> None:
 
 def test_contributing_is_short() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1500
+
+
+def test_the_citation_agrees_with_the_package() -> None:
+    """The keys are those of the Citation File Format 1.2.0 (https://citation-file-format.github.io)."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "abstract", "authors"} <= citation.keys()
+    project = PYPROJECT["project"]
+    assert citation["version"] == cnnjob.__version__
+    assert citation["license"] == project["license"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
 
 
 def test_the_tests_that_prove_a_guarantee_exist() -> None:

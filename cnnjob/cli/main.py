@@ -214,14 +214,20 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - the signature of a typer callback
     if wanted:
-        typer.echo(f"cnnjob {__version__}")
+        from cnnjob.files import short_digest
+        from cnnjob.runs.commit import find_commit
+
+        found = find_commit()
+        commit = short_digest(found["commit"]) if found["commit"] else "unknown"
+        typer.echo(f"cnnjob {__version__} (commit {commit}{'+dirty' if found['dirty'] else ''})")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and commit."),
     ] = False,
     install_completion: Annotated[
         bool,

@@ -326,8 +326,8 @@ def _dry_run(
     """Print the runs that would be submitted, their requests and a forecast; rehearse the first job if asked to."""
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.jobs.toml import format_toml
-    from cnnjob.runs.estimate import describe_estimate
     from cnnjob.runs.run import Run
+    from cnnjob.slurm.submit.estimate import describe_estimate
     from cnnjob.training.setup import TrainingSetup
 
     job, dataset = grid[0]
@@ -341,7 +341,7 @@ def _dry_run(
         share = f", {len(part.runs)} of {len(runs)} runs" if len(part.runs) < len(runs) else ""
         typer.echo(f"request: {part.request.describe()}{each}{share}")
     typer.echo(memory_line(TrainingSetup.build(job, dataset)))
-    typer.echo(f"time: {describe_estimate(job, dataset, root)}")
+    typer.echo(f"time: {describe_estimate(job, dataset.digest, root)}")
     for part in parts:
         unfinished = [run for run in part.runs if run.state() not in {"finished", "running"}]
         _forecast(unfinished, part.request, parallel)

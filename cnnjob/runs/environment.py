@@ -9,7 +9,6 @@ import platform
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,14 +20,9 @@ from typing import Any
 import numpy as np
 
 from cnnjob import __version__
-from cnnjob.errors import DataError
-from cnnjob.files import PACKAGE
-from cnnjob.jobs import json_files
-from cnnjob.runs import schemas
+from cnnjob.runs.commit import find_commit
 
 PACKAGES = ("numpy", "scipy", "h5py", "pydantic", "scikit-learn", "submitit")
-GIT_SECONDS = 10
-COMMIT_FILE = "cnnjob-commit.json"
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -49,7 +43,7 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
     packages = _packages()
     return {
         "command": shlex.join(sys.argv),
-        **commit(),
+        **find_commit(),
         "python": platform.python_version(),
         "packages": packages,
         "host": socket.gethostname(),
@@ -162,37 +156,10 @@ def _simd() -> str:
     return " ".join(sorted(found))
 
 
-@cache  # a process keeps what it has imported, even if something else is installed or committed meanwhile
+@cache  # a process keeps what it has imported, even if something else is installed meanwhile
 def _packages() -> dict[str, str]:
     """Return the versions of the packages that are used for computation and for reading and writing files."""
     return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
-
-
-@cache
-def commit() -> dict[str, Any]:
-    """Return the commit of the package's Git checkout, and whether the package's files differ from that commit.
-
-    Both values are None if the package is not part of a checkout. A submitted job runs a copy of the package; in this
-    case, the values are read from a file next to the copy.
-    """
-    with suppress(DataError):
-        return json_files.read_checked(PACKAGE.parent / COMMIT_FILE, schemas.CommitRecord)
-    try:
-        # A virtual environment may be inside another project's checkout, whose commit is unrelated to this package.
-        _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py")
-        return {
-            "commit": _git(PACKAGE, "rev-parse", "HEAD"),
-            "dirty": bool(_git(PACKAGE, "status", "--porcelain", ".")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    # By default, `git status` locks the index to refresh it, and the user's own git commands could fail meanwhile.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_SECONDS)  # noqa: S603
-    return done.stdout.strip()
 
 
 def available_memory_bytes(

@@ -191,10 +191,3 @@ class CancellationRecord(Fields):
     inode: Inode | None = None
     parents: list[Inode] | None = None
     time: Time | None = None
-
-
-class CommitRecord(Fields):
-    """``cnnjob-commit.json``: the commit that a copy of the package was made from; the file is next to the copy."""
-
-    commit: str | None
-    dirty: bool | None

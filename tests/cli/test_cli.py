@@ -401,7 +401,7 @@ def test_interrupting_another_command_is_130(here: Path) -> None:
 
 
 def test_version_and_help() -> None:
-    assert re.fullmatch(r"cnnjob \d+\.\d+\.\d+\n", cnnjob("--version").stdout)
+    assert re.fullmatch(r"cnnjob \d+\.\d+\.\d+ \(commit \S+\)\n", cnnjob("--version").stdout)
     listed = cnnjob("--help").stdout
     for command in ("prepare", "show", "train", "predict", "report", "bench", "demo"):
         assert command in listed

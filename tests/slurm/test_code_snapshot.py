@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cnnjob import files
-from cnnjob.runs.environment import commit
+from cnnjob.runs.commit import find_commit
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit import submission
 from cnnjob.slurm.submit.code_snapshot import save_snapshot, snapshot_folder
@@ -218,10 +218,10 @@ def test_a_copy_of_the_code_that_cannot_be_written_is_one_message() -> None:
 
 def test_the_code_that_a_job_runs_knows_its_commit(tmp_path: Path) -> None:
     copy = save_snapshot(Run(tmp_path / "any"))
-    script = "import json; from cnnjob.runs.environment import commit; print(json.dumps(commit()))"
+    script = "import json; from cnnjob.runs.commit import find_commit; print(json.dumps(find_commit()))"
     known = {**os.environ, "PYTHONPATH": str(copy)}
     said = subprocess.run(
         [sys.executable, "-c", script], env=known, capture_output=True, text=True, check=True, cwd="/"
     )
-    assert json.loads(said.stdout) == commit()
-    assert json.loads((copy / "cnnjob-commit.json").read_text()) == commit()
+    assert json.loads(said.stdout) == find_commit()
+    assert json.loads((copy / "cnnjob" / "commit.json").read_text()) == find_commit()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cnnjob import files
 from cnnjob.errors import DataError
-from cnnjob.runs.environment import COMMIT_FILE, commit
+from cnnjob.runs.commit import COMMIT_FILE, find_commit
 from cnnjob.runs.run import Run
 
 CODE = ".code"
@@ -97,13 +97,13 @@ def _snapshot_digest(contents: Contents) -> str:
 
 
 def _package() -> dict[str, bytes]:
-    """Return this package's files, except bytecode and hidden files, plus a file that records the commit.
+    """Return this package's files, except bytecode and hidden files, and among them the file with the commit.
 
     A snapshot is not a Git repository, so the commit is stored with the code.
     """
     paths = [path for path in files.PACKAGE.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts]
     contents = {str(path.relative_to(_ROOT)): path.read_bytes() for path in paths}
-    return {**contents, COMMIT_FILE: files.readable_json(commit()).encode()}
+    return {**contents, f"{files.PACKAGE.name}/{COMMIT_FILE}": files.readable_json(find_commit()).encode()}
 
 
 def _contents(folder: Path) -> Contents:

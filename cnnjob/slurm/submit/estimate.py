@@ -5,25 +5,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError, format_seconds, plural
 from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 
 
-def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[str, list[float]]:
+def estimate_training_seconds(job: Job, data_digest: str, root: Path) -> dict[str, list[float]]:
     """Estimate a job's training time from the time per epoch of each comparable finished run.
 
     Args:
         job: the job.
-        dataset: the job's dataset.
+        data_digest: digest of the job's dataset.
         root: the folder that contains the runs to compare with.
 
     Returns:
         Lists of seconds by device name, with one value per run; empty if there is no comparable run.
     """
     estimates: defaultdict[str, list[float]] = defaultdict(list)
-    shape = _shape({"job": job.model_dump(mode="json"), "data": {"digest": dataset.digest}})
+    shape = _shape({"job": job.model_dump(mode="json"), "data": {"digest": data_digest}})
     for run in Run.all(root):
         try:
             if run.result_file.exists() and _shape(run.manifest()) == shape:
@@ -34,10 +33,10 @@ def estimate_training_seconds(job: Job, dataset: Dataset, root: Path) -> dict[st
     return dict(estimates)
 
 
-def describe_estimate(job: Job, dataset: Dataset, root: Path) -> str:
+def describe_estimate(job: Job, data_digest: str, root: Path) -> str:
     """Return the estimate as text: the median for each device, or the reason why it is unknown."""
     estimates = []
-    for device, seconds in estimate_training_seconds(job, dataset, root).items():
+    for device, seconds in estimate_training_seconds(job, data_digest, root).items():
         runs = plural(len(seconds), "finished run")
         duration = format_seconds(median(seconds))
         estimates.append(
