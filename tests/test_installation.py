@@ -40,7 +40,13 @@ def test_the_recipe_copies_what_a_wheel_is_built_from() -> None:
         assert (ROOT / source).exists(), source
         assert target == f"/opt/cnnjob/{source}"
     build = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {*build["packages"], *build["force-include"], PYPROJECT["project"]["readme"], "pyproject.toml"}
+    needed = {
+        *build["packages"],
+        *build["force-include"],
+        PYPROJECT["project"]["readme"],
+        "pyproject.toml",
+        "hatch_build.py",
+    }
     assert needed | {*PYPROJECT["project"]["license-files"]} <= {*copied}
 
 
