@@ -1,6 +1,7 @@
 """The commands of the documents do as they are said to: they run, in a folder of small data."""
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 from cnnjob.api import train
 from cnnjob.cli.main import app
 from cnnjob.jobs.job import Job
-from tests.helpers.documents import ON_SLURM, Reader, commands
+from tests.helpers.documents import DOCUMENTS, ON_SLURM, Reader, commands
 
 EPOCH = "--set train.epochs=1"
 SMALL = f"{EPOCH} --set train.batch_size=32"
@@ -29,6 +30,7 @@ HERE = {
     "cnnjob demo": "",
     "cnnjob doctor": "",
     "cnnjob evaluate RUN --on DATASET": "",
+    "cnnjob export": "RUN",
     "cnnjob export RUN": "",
     "cnnjob new DATASET": "",
     "cnnjob predict RUN IMAGE": "",
@@ -38,7 +40,9 @@ HERE = {
     "cnnjob prepare NAME": "",
     "cnnjob prepare NAME --source FOLDER": "--sha256 MNIST_SUM",
     "cnnjob prepare cifar10 --source FILE.tar.xz --sha256 SUM --force": "",
+    "cnnjob prepare mnist": "--source downloads/mnist --sha256 MNIST_SUM",
     "cnnjob prepare mnist --source ~/downloads/mnist": "--sha256 MNIST_SUM",
+    "cnnjob report": "",
     "cnnjob report RUNS": "",
     "cnnjob report runs/": "",
     "cnnjob show": "",
@@ -47,15 +51,19 @@ HERE = {
     "cnnjob show RUN": "",
     "cnnjob show data/mnist.h5": "",
     "cnnjob show mnist": "",
+    "cnnjob show mnist --set train.batch_size=64": "",
     "cnnjob status": "",
     "cnnjob status RUN": "",
     "cnnjob submit digits --local --sweep train.learning_rate=0.005,0.05 --seeds 3": f"{EPOCH} --dry-run",
+    "cnnjob submit": f"digits --local --dry-run --no-rehearsal {EPOCH}",
+    "cnnjob train": f"digits {EPOCH}",
     "cnnjob train DATASET": EPOCH,
     "cnnjob train JOB": EPOCH,
     "cnnjob train cifar10": EPOCH,
     "cnnjob train cifar10-baseline": SMALL,
     "cnnjob train cifar10-small --set seed=1": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mnist": EPOCH,
+    "cnnjob train mnist --set train.epochs=3": EPOCH,
     "cnnjob train mnist-baseline": EPOCH,
     "cnnjob train mnist-cnn --set seed=1": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob verify-resume JOB": "--steps 80 --kills 1",
@@ -114,3 +122,15 @@ def test_a_command_runs(reader: Reader, monkeypatch: pytest.MonkeyPatch, command
     monkeypatch.setenv("PATH", "/nowhere")  # no SLURM
     found = CliRunner().invoke(app, reader.words(command, HERE[command]))
     assert found.exit_code == 0, found.output
+
+
+@pytest.mark.documents
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=lambda path: path.name
+)
+def test_the_python_of_a_document_runs_as_written(reader: Reader, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    monkeypatch.chdir(reader.folder)
+    names: dict[str, object] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        exec(code, names)
+    assert {"prepare", "train"} & {*names}
