@@ -305,7 +305,7 @@ def no_classes(root: Path) -> None:
         (JobError, "(?s)differ in size .*19 images of 5x6, e.g. .*1 image of 5x5.*--size 5x6", another_size),
         (DataError, "(?s)1 file cannot be used .found:.*0100.png: no such file", a_dangling_link),
         (DataError, "nested too deeply .found more than 50", a_deep_folder),
-        (DataError, "dog/more/again: a link that forms a loop .found the target ", a_circle),
+        (DataError, "dog/more/again: a link that forms a loop .it points to ", a_circle),
         (DataError, "not UTF-8 .found .*. Rename its folder", a_name_of_other_bytes),
         (DataError, "the name of a class is blank .found ' '.. Rename", a_name_of_a_space),
         (DataError, "two classes have the same name .*u0301' and '.*xe9'", two_names_that_look_the_same),

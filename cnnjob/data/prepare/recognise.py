@@ -67,12 +67,13 @@ def read_source(source: Path, options: FolderOptions, *, progress: bool = False)
     tree = FolderTree(source)
     listing = tree.list()
     images = [name for name in listing.files if is_named_as_image(name)]
+    # If there are images in several folders, all other files are left out and reported.
+    if options.labels or len({name.rpartition("/")[0] for name in images}) > 1:
+        return read_folder(tree, listing, options, progress=progress)
     others = [*listing.files, *(name for name in listing.left_out if all(map(is_visible, name.split("/"))))]
     others = [name for name in others if (source / name).is_file()]
-    # If there are images anywhere in the folder, all other files are left out and reported. But images next to arrays,
-    # and in no folders that could be classes, are likely to be plots.
-    has_arrays = any(name.lower().endswith((".npy", ".npz")) for name in others)
-    if options.labels or len({name.rpartition("/")[0] for name in images}) > 1 or (images and not has_arrays):
+    # The same applies to images in a single folder, unless there are arrays: such images are likely to be plots.
+    if images and not any(name.lower().endswith((".npy", ".npz")) for name in others):
         return read_folder(tree, listing, options, progress=progress)
     if found := _find_arrays(source, others, options):
         return read_array_set(found, options)

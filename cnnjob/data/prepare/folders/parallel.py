@@ -55,46 +55,48 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
         return
     # Use fork, because the modules are already loaded. The first task starts all processes.
     executor = ProcessPoolExecutor(count, get_context("fork"), _prepare_worker, (os.getpid(), state))
+    # Found once: asking for each handler around each task takes longer than a result.
+    numbers = [number for number in _SIGNALS if callable(signal.getsignal(number))]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread runs handlers
     try:
-        with _signals_deferred():  # the workers inherit the deferring handlers, so no signal ends them
+        with _deferred(numbers):  # the workers inherit the deferring handlers, so no signal ends them
             started = executor.submit(int)
-        _await_result(started)
-        yield lambda function, tasks: _ordered(executor, function, tasks, count * _WAITING)
+        _await_result(started, numbers)
+        yield lambda function, tasks: _ordered(executor, function, tasks, count * _WAITING, numbers)
     finally:
-        with _signals_deferred():
+        with _deferred(numbers):
             executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _signals_deferred() -> Iterator[None]:
+def _deferred(numbers: Iterable[int]) -> Iterator[None]:
     """Defer signals that arrive during a ``with`` block: call their handlers after the block.
 
     A handler that raises an exception within the executor can leave one of the executor's locks held; in a worker, it
-    can leave part of a result in the pipe. The processes would then wait for each other forever. Only the main thread
-    runs handlers.
+    can leave part of a result in the pipe. The processes would then wait for each other forever.
+
+    Args:
+        numbers: the signals; each has a handler written in Python.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     received: list[tuple[int, FrameType | None]] = []
-    handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: received.append((number, frame)))
+    handlers: dict[int, Any] = {}
     try:
+        for number in numbers:
+            handlers[number] = signal.signal(number, lambda number, frame: received.append((number, frame)))
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for received_number, frame in received:
-            handlers[signal.Signals(received_number)](received_number, frame)
+        for number, frame in received:
+            handlers[number](number, frame)
 
 
-def _await_result(future: Future[R]) -> R:
-    while not future.done():
-        with _signals_deferred():
-            wait([future], timeout=_POLL_SECONDS)
-    with _signals_deferred():
-        return future.result()
+def _await_result(future: Future[R], numbers: Iterable[int]) -> R:
+    while True:
+        with _deferred(numbers):
+            if wait([future], timeout=_POLL_SECONDS).done:
+                return future.result()
 
 
 def _prepare_worker(parent: int, state: Any) -> None:
@@ -110,17 +112,21 @@ def _work(function: Callable[[Any, T], R], task: T) -> R:
 
 
 def _ordered(
-    executor: ProcessPoolExecutor, function: Callable[[Any, T], R], tasks: Iterable[T], most: int
+    executor: ProcessPoolExecutor,
+    function: Callable[[Any, T], R],
+    tasks: Iterable[T],
+    most: int,
+    numbers: Iterable[int],
 ) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
     try:
         for task in tasks:
-            with _signals_deferred():
+            with _deferred(numbers):
                 waiting.append(executor.submit(_work, function, task))
             if len(waiting) == most:
-                yield _await_result(waiting.popleft())
+                yield _await_result(waiting.popleft(), numbers)
         while waiting:
-            yield _await_result(waiting.popleft())
+            yield _await_result(waiting.popleft(), numbers)
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images was killed, possibly because memory ran out. Free some memory and run the "

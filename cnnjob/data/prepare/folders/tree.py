@@ -5,7 +5,6 @@ Links to files and folders are followed. A link to a folder that contains it is 
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -62,8 +61,8 @@ class Listing:
 
     def add_file(self, path: str) -> None:
         """Add a file whose parent folders are all visible."""
-        name = path.rpartition("/")[2]
-        may_be_image = is_visible(name) and name.lower().rpartition(".")[2] not in _NO_IMAGES
+        name = path[path.rfind("/") + 1 :].lower()
+        may_be_image = is_visible(name) and name[name.rfind(".") + 1 :] not in _NO_IMAGES
         (self.files if may_be_image else self.left_out).append(path)
 
 
@@ -81,14 +80,7 @@ class FolderTree:
             DataError: a folder cannot be read, or symbolic links form a loop.
         """
         listing = Listing()
-        for path, is_folder in _walk(self.root, "", (_inode(self.root),), [0]):
-            name = path.rpartition("/")[2]
-            if not is_folder:
-                listing.add_file(path)
-            elif is_visible(name):
-                listing.folders.append(path)
-            else:
-                listing.left_out.append(path)
+        _add_contents(self.root, "", (_inode(self.root),), [0], listing)
         return listing
 
     def path(self, name: str) -> Path:
@@ -143,16 +135,15 @@ def stamp_of(status: os.stat_result) -> Stamp:
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
-def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int]) -> Iterator[tuple[str, bool]]:
-    """Yield the path of every file and folder below a folder, each with True for a folder and False for a file.
-
-    The entries of each folder are sorted by name.
+def _add_contents(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[int], listing: Listing) -> None:
+    """Add everything below a folder to a listing; the entries of each folder are sorted by name.
 
     Args:
         folder: the folder.
         prefix: path of the folder relative to the root, with a trailing slash; empty for the root.
         above: inodes of the folder and of all folders above it.
         n_linked: number of folder links followed so far, as a list with one element, which is updated.
+        listing: the listing, which is updated.
 
     Raises:
         DataError: a folder cannot be read, is nested too deeply, or is a link that forms a loop.
@@ -168,16 +159,20 @@ def _walk(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked: list[in
         _raise_unreadable(folder, error)
     for entry in entries:
         path = prefix + entry.name
-        is_folder = _is_folder(entry)
-        yield path, is_folder
-        if is_folder and is_visible(entry.name):
-            inode = _inode(Path(entry.path))
-            if entry.is_symlink():
-                n_linked[0] += 1
-                if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
-                    target = Path(entry.path).readlink()
-                    raise DataError(f"{entry.path}: a link that forms a loop (found the target {target}). Remove it")
-            yield from _walk(Path(entry.path), f"{path}/", (*above, inode), n_linked)
+        if not _is_folder(entry):
+            listing.add_file(path)
+            continue
+        if not is_visible(entry.name):
+            listing.left_out.append(path)
+            continue
+        listing.folders.append(path)
+        inode = _inode(Path(entry.path))
+        if entry.is_symlink():
+            n_linked[0] += 1
+            if inode in above or n_linked[0] > _MAX_LINKED_FOLDERS:
+                target = Path(entry.path).readlink()
+                raise DataError(f"{entry.path}: a link that forms a loop (it points to {target}). Remove it")
+        _add_contents(Path(entry.path), f"{path}/", (*above, inode), n_linked, listing)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
