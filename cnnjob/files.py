@@ -132,12 +132,13 @@ def no_fence() -> None:
 
 
 @contextmanager
-def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]:
+def whole(path: Path, *, fence: Callable[[], None] = no_fence, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, and rename it to ``path`` on success.
 
     Args:
         path: the final name; its folder must exist.
         fence: called at the start and again just before the rename; it raises an error to forbid the rename.
+        flush: whether to flush the file to disk. Otherwise, a power cut (but not a killed process) can leave it empty.
 
     Yields:
         A path in the same folder that does not exist yet.
@@ -148,7 +149,8 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
     try:
         yield temporary
         # Flush the content before renaming: after a power cut, a rename without its content would leave an empty file.
-        flush_file(temporary)
+        if flush:
+            flush_file(temporary)
         # Writing a large checkpoint takes time, during which another attempt may have claimed the run.
         fence()
         temporary.replace(path)
@@ -156,12 +158,15 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence) -> Iterator[Path]
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)  # only this makes the rename itself durable
+    if flush:
+        flush_folder(path.parent)  # only this makes the rename itself durable
 
 
-def write_whole(path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence) -> None:
-    """Write ``content`` to ``path``, completely or not at all."""
-    with whole(path, fence=fence) as temporary:
+def write_whole(
+    path: Path, content: bytes | memoryview, *, fence: Callable[[], None] = no_fence, flush: bool = True
+) -> None:
+    """Write ``content`` to ``path``, completely or not at all; the arguments are those of :func:`whole`."""
+    with whole(path, fence=fence, flush=flush) as temporary:
         temporary.write_bytes(content)
 
 

@@ -13,7 +13,7 @@ from cnnjob.runs.run import Run
 
 COMPARED = ("weights", "predictions", "history", "result")
 """The parts of a run that are compared."""
-TIMING_KEYS = {"seconds", "images_per_second"}
+TIMING_KEYS = {"seconds", "images_per_second", "ended"}
 """Keys of a history record whose values are measured times, and therefore differ between any two runs."""
 COST_KEYS = {"train_seconds", "cpu_hours", "gpu_hours", "peak_memory_bytes", "attempts"}
 """Keys of the result whose values depend on the time, the memory or the number of attempts."""

@@ -16,8 +16,9 @@ class Curve:
 
     name: str
     history: Mapping[str, np.ndarray]
-    """``epoch`` and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image) and
-    ``train_accuracy``, ``validation_accuracy``, ``test_accuracy`` (0..1): each (E,) float64, NaN where unknown."""
+    """``epoch`` and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image), ``train_accuracy``,
+    ``validation_accuracy``, ``test_accuracy`` (0..1), ``step``, ``learning_rate``, ``seconds``, ``images_per_second``
+    and ``ended`` (POSIX time in seconds): each (E,) float64, NaN where unknown."""
     best_epoch: int | None = None
     """Epoch whose weights were chosen; None if unknown."""
     restarts: tuple[float, ...] = ()

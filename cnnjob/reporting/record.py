@@ -7,6 +7,7 @@ something cannot be read, the record states the reason.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from cnnjob.runs.schemas import EvaluationRecord
 from cnnjob.runs.summary import RunSummary, read_summary
 
 COLUMNS = (
-    *("run", "job", "group", "seed", "state"),
+    *("run", "job", "group", "seed", "batch_size", "learning_rate", "state"),
     *("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"),
     *("epochs", "best_epoch", "train_seconds", "parameters", "device"),
     *("commit", "data_sha256", "selected_on", "test_time_augmentation", "reason"),
@@ -40,14 +41,12 @@ OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
 _SPLITS = ("train", "validation", "test")
-_OF_HISTORY = (
-    "epoch",
-    "step",
-    "learning_rate",
-    "seconds",
-    "images_per_second",
+HISTORY_COLUMNS = (
+    *("epoch", "step"),
     *(f"{split}_{measure}" for split in _SPLITS for measure in ("loss", "accuracy")),
+    *("learning_rate", "seconds", "images_per_second", "ended"),
 )
+"""Columns of a run's history."""
 _SUM_TOLERANCE = 1e-3
 """Maximum deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
@@ -202,6 +201,7 @@ def _read_job(summary: RunSummary, record: Record) -> None:
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
     named = {"dataset": f"{data['name']} {short_digest(data['digest'])}"}
     record.settings |= {printable(key): value for key, value in _flat(job)} | named
+    record.row |= {name: record.settings.get(f"train.{name}") for name in ("batch_size", "learning_rate")}
     if isinstance(blocks := job["model"]["blocks"], list):
         record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
 
@@ -285,10 +285,13 @@ def _read_history(summary: RunSummary, record: Record) -> None:
         raise DataError(f"{run.history_file}: missing or empty, so there are no learning curves")
     if not epochs:
         return
-    cells = ([epoch.get(key) for key in _OF_HISTORY] for epoch in epochs)
+    for epoch in epochs:
+        if epoch.get("ended"):
+            epoch["ended"] = datetime.fromisoformat(epoch["ended"]).timestamp()
+    cells = ([epoch.get(key) for key in HISTORY_COLUMNS] for epoch in epochs)
     table = np.array([[math.nan if cell is None else float(cell) for cell in row] for row in cells])  # (E, columns)
     table[~(np.abs(table) <= _LARGEST)] = math.nan  # implausible numbers would ruin the scales of the figures
-    history = dict(zip(_OF_HISTORY, table.T, strict=True))
+    history = dict(zip(HISTORY_COLUMNS, table.T, strict=True))
     if not (np.diff(history["epoch"], prepend=0) == 1).all():
         raise DataError(f"{run.history_file}: damaged (its epochs are not 1, 2, 3, …)")
     best = record.row["best_epoch"]

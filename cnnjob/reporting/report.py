@@ -9,6 +9,7 @@ curves.png · .svg · .pdf             learning curves of all runs
 runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           confusion.…                confusion matrix,
           filters.…                  filters of the first convolution
+          history.csv                one row per epoch
 .figures.json                        digests of the figures' inputs and files
 
 Only the run folders are read, and nothing in them is changed, so the report can also be written from copies of the
@@ -28,7 +29,7 @@ from cnnjob.reporting import figures, groups, plots, tables
 from cnnjob.reporting.figures import Drawing
 from cnnjob.reporting.groups import Group
 from cnnjob.reporting.page import page
-from cnnjob.reporting.record import COLUMNS, Record, read_record
+from cnnjob.reporting.record import Record, read_record
 from cnnjob.runs import metrics
 from cnnjob.runs.run import Run, looks_like_a_run
 
@@ -38,8 +39,8 @@ class Report:
     """A report that has been written."""
 
     rows: list[dict[str, Any]]
-    """Rows of the metrics tables: one dict per run, ordered by name, with the keys ``COLUMNS``. For a run that is not
-    reported in full, ``reason`` states why."""
+    """Rows of the metrics tables: one dict per run, ordered by name, with the keys ``COLUMNS`` and the settings that
+    differ between groups. For a run that is not reported in full, ``reason`` states why."""
     files: list[Path]
     """All files in the report."""
     written: list[Path]
@@ -79,21 +80,24 @@ def report(
     on_page = len(folders) <= page.MAX_PICTURED_RUNS
     records = [read_record(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
     run_groups = groups.group_runs(records)
+    rows = tables.run_rows(records, run_groups)
     pictured = [record for record in records if record.name in drawn]
     drawings = dict(_drawings(records if few else [], pictured))
     # Generators, so that each file is written as soon as it is ready, and an interrupted report keeps those files.
     contents = [
-        _text_files(records, run_groups, pictured, overlaid="curves" in drawings),
+        _text_files(records, rows, run_groups, pictured, overlaid="curves" in drawings),
         figures.draw_changed(out, drawings),
     ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
-    # Remove figures of these runs that an earlier report wrote and this report does not contain. Only files with the
-    # names of report figures are removed, since any other file in the folder belongs to the user.
+    # Remove files of these runs that an earlier report wrote and this report does not contain. Only files with the
+    # names of report files are removed, since any other file in the folder belongs to the user.
     stems = ["curves", *(f"{record.folder}/{stem}" for record in records for stem in tables.FIGURE_TITLES)]
-    for path in {out / f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS} - set(changed):
+    names = [f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS]
+    names += [f"{record.folder}/{tables.HISTORY_FILE}" for record in records]
+    for path in {out / name for name in names} - set(changed):
         path.unlink(missing_ok=True)
     return Report(
-        rows=[record.row for record in records],
+        rows=rows,
         files=list(changed),
         written=[path for path, is_new in changed.items() if is_new],
         without_figures=[record.name for record in records if record.name not in drawn],
@@ -119,18 +123,26 @@ def _is_report_folder(path: Path, out: Path) -> bool:
 
 
 def _text_files(
-    records: Sequence[Record], run_groups: Sequence[Group], drawn: Sequence[Record], *, overlaid: bool
+    records: Sequence[Record],
+    rows: Sequence[dict[str, Any]],
+    run_groups: Sequence[Group],
+    drawn: Sequence[Record],
+    *,
+    overlaid: bool,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file except figures."""
     yield "index.html", page.render(records, run_groups).encode()
     yield "groups.csv", tables.csv(tables.group_rows(run_groups))
     yield "groups.md", tables.groups_as_markdown(run_groups).encode()
     yield "groups.tex", tables.groups_as_latex(run_groups).encode()
-    yield "metrics.csv", tables.csv([record.row for record in records], COLUMNS)
-    yield "metrics.json", files.readable_json([record.row for record in records]).encode()
-    yield "metrics.md", tables.runs_as_markdown(records, drawn, overlaid=overlaid).encode()
-    yield "metrics.tex", tables.runs_as_latex(records).encode()
+    yield "metrics.csv", tables.csv(rows)
+    yield "metrics.json", files.readable_json(rows).encode()
+    yield "metrics.md", tables.runs_as_markdown(records, rows, drawn, overlaid=overlaid).encode()
+    yield "metrics.tex", tables.runs_as_latex(rows).encode()
     yield "classes.csv", tables.csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
+    for record in records:
+        if record.curve:
+            yield f"{record.folder}/{tables.HISTORY_FILE}", tables.history_csv(record.curve)
 
 
 def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
@@ -162,7 +174,8 @@ def _update(path: Path, content: bytes | None) -> bool:
         if path.is_file() and path.read_bytes() == content:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, content)
+        # Not flushed, which takes 10 ms per file: the next report would replace a file that a power cut has emptied.
+        files.write_whole(path, content, flush=False)
     except OSError as error:
         raise JobError(f"{path}: cannot be written ({error}). Choose another folder for the report") from error
     return True

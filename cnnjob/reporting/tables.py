@@ -3,17 +3,22 @@
 import csv as csv_format
 import html
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from cnnjob.errors import spreadsheet_cell
 from cnnjob.files import short_digest
+from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.groups import Group, Interval, setting_text
-from cnnjob.reporting.record import COLUMNS, Record
+from cnnjob.reporting.record import COLUMNS, HISTORY_COLUMNS, Record
 
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
 """Titles of a run's own figures by file stem."""
+HISTORY_FILE = "history.csv"
+"""Name of the table of a run's epochs, in the run's folder of the report."""
 _UNITS = (
     "Accuracy, precision, recall and F1 on the test images are fractions from 0 to 1; `_macro` is a mean over classes. "
     "The loss is in nats per image."
@@ -22,9 +27,18 @@ _TOO_MANY = "There are too many runs to draw figures for each. To get figures of
 _OF_GROUPS = "Mean ± half the width of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
+_MAX_PAPER_SETTINGS = 3
+"""Maximum number of settings for which ``metrics.tex`` has columns; a page is not wide enough for more."""
+_SAME_AS_COLUMNS = ("batch_size", "learning_rate", "test_time_augmentation")
+"""Settings that have a column in every metrics table."""
 _UNREMARKABLE = {"selected_on": (None, "validation", "last"), "test_time_augmentation": (None, "none")}
 """Columns that qualify an accuracy, each with the values that do not need to be mentioned in a paper."""
 _MEASURES = ("test_accuracy", "test_loss", "epochs", "train_seconds")
+_ROUNDED = {
+    **dict.fromkeys(("test_accuracy", "test_loss", "precision_macro", "recall_macro", "f1_macro"), 4),
+    "train_seconds": 1,
+}
+"""Number of decimal places of measured values in tables for readers; settings are written in full."""
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": r"\textendash{}", "±": r"$\pm$",
@@ -50,6 +64,37 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
     for cells in (names, *([row.get(name) for name in names] for row in rows)):
         writer.writerow(map(spreadsheet_cell, cells))
     return text.getvalue().encode()
+
+
+def run_rows(records: Iterable[Record], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the rows of the metrics tables: the values of ``COLUMNS``, and the settings that differ between groups.
+
+    A setting has the name that it has in the tables of groups; if a column of results has the same name, as ``epochs``
+    has, the name begins with ``train.``.
+    """
+    by_run = {record.name: group.settings for group in groups for record in group.records}
+    names = [name for name in (groups[0].settings if groups else ()) if name not in _SAME_AS_COLUMNS]
+    columns = {name: f"train.{name}" if name in COLUMNS else name for name in names}
+    at = COLUMNS.index("state")
+    rows = []
+    for record in records:
+        settings = {column: by_run.get(record.name, {}).get(name) for name, column in columns.items()}
+        cells = [(column, record.row[column]) for column in COLUMNS]
+        rows.append(dict([*cells[:at], *settings.items(), *cells[at:]]))
+    return rows
+
+
+def history_csv(curve: Curve) -> bytes:
+    """Return the content of ``history.csv``: one row per epoch of a run, with the columns ``HISTORY_COLUMNS``."""
+    rows = []
+    for values in zip(*(curve.history[column].tolist() for column in HISTORY_COLUMNS), strict=True):
+        cells = zip(HISTORY_COLUMNS, values, strict=True)
+        row: dict[str, Any] = {column: value for column, value in cells if not math.isnan(value)}
+        row |= {column: int(row[column]) for column in ("epoch", "step") if column in row}
+        if "ended" in row:
+            row["ended"] = datetime.fromtimestamp(row["ended"], UTC).isoformat()
+        rows.append(row)
+    return csv(rows, HISTORY_COLUMNS)
 
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
@@ -103,32 +148,40 @@ def groups_as_latex(groups: Sequence[Group]) -> str:
     return _latex(header, rows, "lrrr" + "l" * (len(header) - len(GROUP_HEADER)))
 
 
-def runs_as_latex(records: Sequence[Record]) -> str:
+def runs_as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the content of ``metrics.tex``, with only as many columns as fit on a page.
 
-    ``selected_on`` and ``test_time_augmentation`` are included only if readers need them to interpret the accuracy of
-    a run.
+    They include up to three of the settings that differ. ``selected_on`` and ``test_time_augmentation`` are included
+    only if readers need them to interpret the accuracy of a run.
     """
-    qualifying = [
-        name for name, plain in _UNREMARKABLE.items() if any(record.row[name] not in plain for record in records)
+    qualifying = [name for name, plain in _UNREMARKABLE.items() if any(row[name] not in plain for row in rows)]
+    varied = [
+        name
+        for name in (rows[0] if rows else ())
+        if name not in COLUMNS or (name in _SAME_AS_COLUMNS and len({row[name] for row in rows}) > 1)
     ]
-    columns = [*_PAPER_COLUMNS, *qualifying]
-    rows = ([_readable(column, record.row[column]) for column in columns] for record in records)
-    return _latex([column.replace("_", " ") for column in columns], rows, "lrlrrrr" + "l" * len(qualifying))
+    settings = [name for name in varied if name not in qualifying][:_MAX_PAPER_SETTINGS]
+    columns = [*_PAPER_COLUMNS[:2], *settings, *_PAPER_COLUMNS[2:], *qualifying]
+    cells = ([_readable(column, row[column]) for column in columns] for row in rows)
+    alignment = "lr" + "l" * len(settings) + "lrrrr" + "l" * len(qualifying)
+    return _latex([column.replace("_", " ") for column in columns], cells, alignment)
 
 
-def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, overlaid: bool) -> str:
+def runs_as_markdown(
+    records: Sequence[Record], rows: Sequence[Mapping[str, Any]], drawn: Sequence[Record], *, overlaid: bool
+) -> str:
     """Return a readable overview of the runs: rounded numbers, remarks and links to the figures.
 
     Args:
         records: records of all runs.
+        rows: the runs' rows, from :func:`run_rows`.
         drawn: records of the runs for which individual figures are drawn.
         overlaid: whether a figure shows the learning curves of all runs together.
 
     Returns:
         The content of ``metrics.md``.
     """
-    table = _markdown(COLUMNS, ([_readable(*cell) for cell in record.row.items()] for record in records))
+    table = _markdown(list(rows[0]), ([_readable(*cell) for cell in row.items()] for row in rows))
     remarks = (f"- {_escape_markdown(record.name)}: {remark}" for record in records for remark in record.remarks)
     overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
     links = []
@@ -142,11 +195,13 @@ def runs_as_markdown(records: Sequence[Record], drawn: Sequence[Record], *, over
 
 
 def _readable(column: str, value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1f}" if column == "train_seconds" else f"{value:.4f}"
+    if isinstance(value, float) and column in _ROUNDED:
+        return f"{value:.{_ROUNDED[column]}f}"
     if column in {"commit", "data_sha256"} and value:
         digits, *dirty = str(value).split("-")
         return "-".join([short_digest(digits), *dirty])
+    if isinstance(value, bool):
+        return str(value).lower()
     return "" if value is None else str(value)
 
 

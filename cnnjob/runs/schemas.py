@@ -91,6 +91,7 @@ class EpochRecord(Fields):
     learning_rate: float | None = None
     seconds: float | None = None
     images_per_second: float | None = None
+    ended: Time | None = None
     train_loss: float | None = None
     train_accuracy: Share | None = None
     validation_loss: float | None = None

@@ -306,7 +306,7 @@ class Trainer:
             if not np.isfinite(array).all():
                 raise self._divergence(float(np.abs(array).max()), f"largest value of {name}")
         progress, train = self.progress, self.job.train
-        record = {
+        record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "step": progress.step,
             "learning_rate": float(self.learning_rates[-1]),
@@ -321,6 +321,7 @@ class Trainer:
         self._count_time()
         record["seconds"] = round(progress.epoch_seconds, 3)
         record["images_per_second"] = round(len(self.inputs.order) / progress.epoch_seconds, 1)
+        record["ended"] = now()
         progress.history.append(record)
         progress.epoch, progress.epoch_step, progress.epoch_seconds = progress.epoch + 1, 0, 0.0
         # With "last", the score is the epoch number, so that each epoch is better than the previous one.

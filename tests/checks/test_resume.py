@@ -108,7 +108,8 @@ def test_another_shape_and_another_order_are_found(pair: tuple[Run, Run]) -> Non
 
 
 def test_a_record_and_a_result_are_found_and_the_clock_is_not(pair: tuple[Run, Run]) -> None:
-    records = [{**record, "seconds": 9.0, "images_per_second": 1.0} for record in pair[1].history()]
+    clock = {"seconds": 9.0, "images_per_second": 1.0, "ended": "2026-01-01T00:00:00+00:00"}
+    records = [{**record, **clock} for record in pair[1].history()]
     pair[1].history_file.write_text("".join(json.dumps(record) + "\n" for record in records))
     change_json(pair[1].result_file, train_seconds=9.0, cpu_hours=9.0, attempts=9, device="another")
     assert compare(*pair) == []

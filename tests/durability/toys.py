@@ -17,7 +17,7 @@ from cnnjob.training.setup import TrainingSetup
 
 CLASSES = ("disc", "ring", "star")
 COUNTS = {"train": 40, "test": 18}
-WALL_CLOCK = ("seconds", "images_per_second")
+WALL_CLOCK = ("seconds", "images_per_second", "ended")
 COST = ("train_seconds", "cpu_hours", "peak_memory_bytes", "attempts")
 
 UNITS = 6

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def write_history(run: Run, epochs: int, split: str | None) -> None:
         if split:
             best, loss = (0.8, LOSS) if split == "test" else (0.9, 0.5)
             record |= {f"{split}_loss": 3 * loss / epoch, f"{split}_accuracy": best - 0.1 * abs(epoch - 3)}
-        lines.append(files.canonical_json(record | {"seconds": 1.0, "images_per_second": 1000.0}))
+        ended = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=epoch)
+        clock = {"seconds": 1.0, "images_per_second": 1000.0, "ended": ended.isoformat()}
+        lines.append(files.canonical_json(record | clock))
     run.history_file.write_text("\n".join(lines) + "\n")
 
 

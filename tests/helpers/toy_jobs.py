@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob.checks.comparison import TIMING_KEYS
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.jobs.job import Job
@@ -69,7 +70,7 @@ def trained(root: Path, **changes: Any) -> Outcome:
 
 def outcome_of(run: Run) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     """What must be the same to the last bit: weights, predictions, and history but for the wall clock."""
-    records = [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in run.history()]
+    records = [{k: v for k, v in r.items() if k not in TIMING_KEYS} for r in run.history()]
     return run.weights_file.read_bytes(), run.predictions_file.read_bytes(), records
 
 

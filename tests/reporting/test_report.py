@@ -51,6 +51,8 @@ def test_a_finished_run_has_a_whole_row(tmp_path: Path) -> None:
         "job": "tiny",
         "group": None,
         "seed": 0,
+        "batch_size": 10,
+        "learning_rate": 0.05,
         "state": "finished",
         "test_accuracy": 0.8,
         "test_loss": pytest.approx(-(8 * np.log(0.7) + 2 * np.log(0.1)) / 10),
@@ -88,6 +90,40 @@ def test_the_tables_say_the_same(mixed: tuple[Path, Report]) -> None:
     assert all(tuple(row) == COLUMNS for row in made.rows)
     as_text = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in made.rows]
     assert csv_rows(root / "report" / "metrics.csv") == as_text
+
+
+def test_the_tables_have_the_settings_that_differ(tmp_path: Path) -> None:
+    folders.finished_run(tmp_path / "runs", learning_rate=0.1)
+    folders.finished_run(tmp_path / "runs", weight_decay=0.5)
+    folders.pending_run(tmp_path / "runs", batch_size=20, epochs=9)
+    (tmp_path / "runs" / "foreign").mkdir()
+    made = report(Run.all(tmp_path / "runs"), tmp_path / "report")
+    varied = ("learning_rate", "batch_size", "weight_decay", "train.epochs")
+    found = {row["run"]: tuple(row[name] for name in varied) for row in made.rows}
+    assert found["foreign"] == (None,) * 4
+    assert sorted(value for value in found.values() if value[0]) == [
+        (0.05, 10, 0.5, 4), (0.05, 20, 0.0, 9), (0.1, 10, 0.0, 4),
+    ]  # fmt: skip
+    assert [tuple(row) for row in made.rows] == [tuple(made.rows[0])] * 4
+    assert tuple(made.rows[0])[4:9] == ("batch_size", "learning_rate", "train.epochs", "weight_decay", "state")
+    in_paper = (tmp_path / "report" / "metrics.tex").read_text().splitlines()[3]
+    assert in_paper.startswith("run & seed & batch size & learning rate & train.epochs & state & ")
+
+
+def test_the_history_has_a_row_per_epoch_and_goes_when_it_cannot_be_read(tmp_path: Path) -> None:
+    run = folders.finished_run(tmp_path / "runs")
+    report([run], tmp_path / "report")
+    path = tmp_path / "report" / "runs" / run.name / "history.csv"
+    rows = csv_rows(path)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["train_loss"]) for row in rows] == [record["train_loss"] for record in run.history()]
+    assert (rows[0]["step"], rows[0]["learning_rate"], rows[0]["seconds"], rows[0]["test_loss"]) == (
+        "100", "0.05", "1.0", "",
+    )  # fmt: skip
+    assert rows[3]["ended"] == "2026-01-01T00:00:04+00:00"
+    run.history_file.write_text("")
+    report([run], tmp_path / "report")
+    assert not path.exists()
 
 
 def test_the_classes_have_a_row_each(mixed: tuple[Path, Report]) -> None:

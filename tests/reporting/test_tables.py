@@ -68,7 +68,7 @@ def test_accuracies_that_are_no_plain_ones_say_so(tmp_path: Path) -> None:
         "| group | test accuracy, % | n | test loss | remarks |",
         f"| tiny | 80.00 | 1 | 0.7459 | {remark} |",
     ]
-    head, _, row = tables.runs_as_latex(found).splitlines()[3:6]
+    head, _, row = tables.runs_as_latex(tables.run_rows(found, group_runs(found))).splitlines()[3:6]
     assert head.endswith(" & epochs & selected on & test time augmentation \\\\")
     assert row.endswith(" & 4 & test & flip \\\\")
 
@@ -80,7 +80,7 @@ def test_no_group_is_an_empty_table() -> None:
 
 def test_what_latex_would_obey_is_printed(records: list[Record]) -> None:
     records[0].row["run"] = "a_b & 100% $x$ #1 {y} \\end{document} ~^"
-    row = tables.runs_as_latex(records).splitlines()[5]
+    row = tables.runs_as_latex(tables.run_rows(records, group_runs(records))).splitlines()[5]
     assert row.startswith(
         "a\\_b \\& 100\\% \\$x\\$ \\#1 \\{y\\} \\textbackslash{}end\\{document\\} "
         f"\\textasciitilde{{}}\\textasciicircum{{}} & {records[0].row['seed']} & "
@@ -98,4 +98,4 @@ def test_what_latex_would_obey_is_printed(records: list[Record]) -> None:
 )
 def test_what_latex_would_take_for_more_is_printed(name: str, written: str, records: list[Record]) -> None:
     records[0].row["run"] = name
-    assert tables.runs_as_latex(records).splitlines()[5].startswith(written)
+    assert tables.runs_as_latex(tables.run_rows(records, group_runs(records))).splitlines()[5].startswith(written)
