@@ -16,6 +16,7 @@ Only common formats are read. For others, Pillow starts external programs (Ghost
 code.
 """
 
+import ctypes
 import io
 import math
 import os
@@ -27,11 +28,12 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -516,6 +518,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
                 raise ValueError(f"it has {len(parts):,} strips or tiles; the maximum is {_MOST_PARTS:,}")
         if directory.get(TiffImagePlugin.COMPRESSION, _RAW) != _RAW:
             _require_apart(directory, file.seek(0, io.SEEK_END))
+            _silence_libtiff()
             file.seek(0)
 
 
@@ -527,6 +530,16 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
         raise ValueError("it does not state the sizes of its strips or tiles")
     if (most := max(map(sum, counts))) > file_bytes:
         raise ValueError(f"its strips or tiles overlap: they total {most:,} bytes in a file of {file_bytes:,} bytes")
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff, which Pillow uses for compressed TIFFs, from printing lines to stderr; Pillow raises its errors."""
+    library = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if set_handler := getattr(library, name, None):  # missing if Pillow was built without libtiff
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
 
 
 def _is_count(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Image files: `prepare` and `predict` say the same of the same file."""
 
+import contextlib
 import itertools
 import os
 import resource
@@ -102,6 +103,18 @@ def tiff(bits: int, planar: int, sample_format: int = 1) -> bytes:
         entries += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     return head + entries + bytes(4) + later + bytes(range(3 * size))
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw", "jpeg"])
+def test_libtiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.arange(3 * 32 * 32).astype(np.uint8).reshape(32, 32, 3)).save(path, compression=compression)
+    content = path.read_bytes()
+    for position in range(8, len(content), 7):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        with contextlib.suppress(DataError):
+            read_picture(path, None)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("planar", [1, 2])

@@ -1,6 +1,7 @@
 """Folders as people have them: every common layout gives the right pixels and labels, or is refused with what to do."""
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
+from cnnjob.cli.main import app
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.images import read_picture
 from cnnjob.data.prepare.folders import reading
@@ -247,7 +250,13 @@ def test_all_unusable_files_are_listed_and_can_be_skipped(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"(?s)3 files cannot be used.*z.jpg: not a usable image.*--skip-damaged 3$"):
         prepared(root, skip_damaged=2)
     done = prepared(root, skip_damaged=3)
-    assert done.dataset.options["skipped"].keys() == {"train/a/x.png", "test/b/y.jpg", "train/b/z.jpg"}
+    skipped = done.dataset.options["skipped"]
+    assert skipped.keys() == {"train/a/x.png", "test/b/y.jpg", "train/b/z.jpg"}
+    shown = CliRunner().invoke(app, ["show", str(done.dataset.path)])
+    assert "\n3 unusable files skipped:\n  " in shown.output
+    assert all(f"\n  {message}\n" in shown.output for message in skipped.values())
+    as_json = CliRunner().invoke(app, ["show", str(done.dataset.path), "--json"])
+    assert json.loads(as_json.stdout)["skipped"] == skipped
     require(done.dataset, "train", [(f"train/{name}/{i}.png", name) for name in "ab" for i in range(3)])
     assert not prepared(root, skip_damaged=3).created
     with pytest.raises(DataError, match="3 files cannot be used"):

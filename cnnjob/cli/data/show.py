@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.screen import gigabytes, print_json, print_notes, print_table
-from cnnjob.errors import DataError, JobError
+from cnnjob.errors import DataError, JobError, plural
 
 if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
@@ -159,6 +159,10 @@ def _verify(path: Path, *, as_json: bool) -> None:
     print_dataset(dataset)
     for name, digest in {**dataset.source_sha256, **dataset.array_sha256}.items():
         typer.echo(f"{digest}  {name}")
+    if skipped := dataset.options.get("skipped"):
+        typer.echo(f"{plural(len(skipped), 'unusable file')} skipped:")
+        for message in skipped.values():
+            typer.echo(f"  {message}")
     typer.echo(f"{path}: {dataset.name}, all checksums match, and mean and std match the training images")
     if not dataset.is_sealed:
         typer.echo(
@@ -193,6 +197,7 @@ def dataset_as_json(dataset: "Dataset") -> dict[str, Any]:
         "std": list(map(float, dataset.std)),
         "source_sha256": dataset.source_sha256,
         "array_sha256": dataset.array_sha256,
+        "skipped": dataset.options.get("skipped", {}),
     }
 
 
