@@ -100,6 +100,14 @@ def format_seconds(seconds: float) -> str:
     return " ".join([*parts, f"{rest} {smaller[0]}"] if rest or not first else parts)
 
 
+def shorten_middle(text: str, width: int) -> str:
+    """Return a text with the middle replaced by an ellipsis if the text is longer than ``width`` (at least 1)."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
 def closest_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant, ignoring case; None if no name is similar."""
     by_lower = {other.lower(): other for other in known}

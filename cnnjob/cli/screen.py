@@ -255,14 +255,6 @@ def fit_columns(
     return list(widths), [[row[column] for column in columns] for row in rows]
 
 
-def shorten_middle(text: str, width: int) -> str:
-    """Return a text with the middle replaced by an ellipsis if the text is longer than ``width`` (at least 1)."""
-    if len(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
-
-
 def gigabytes(count: float) -> str:
     """Format a number of bytes: ``1.20 GB``, ``340.0 MB``."""
     return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"

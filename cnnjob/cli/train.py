@@ -9,8 +9,8 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data.show import print_setup
-from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning, shorten_middle
-from cnnjob.errors import EXIT_STOPPED, plural, printable
+from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning
+from cnnjob.errors import EXIT_STOPPED, plural, printable, shorten_middle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

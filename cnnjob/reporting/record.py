@@ -6,6 +6,7 @@ something cannot be read, the record states the reason.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from cnnjob.jobs.job import FORMAT
 from cnnjob.reporting import crosscheck, plots
 from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.figures import Drawing
+from cnnjob.reporting.network_table import LayerRow, layer_rows
 from cnnjob.runs import metrics
 from cnnjob.runs.attempts import Attempt, read_attempts
 from cnnjob.runs.logs import last_lines, shorten_lines
@@ -40,6 +42,8 @@ BLOCKS = "model.blocks"
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
 
 _OF_RESULT = ("test_accuracy", "test_loss", "epochs", "best_epoch", "train_seconds", "parameters", "selected_on")
+_ESSENTIAL = ("train.epochs", "train.batch_size", "train.learning_rate", "train.optimiser", "train.schedule")
+"""Settings that a reader wants to know even if they have their default values."""
 _SPLITS = ("train", "validation", "test")
 HISTORY_COLUMNS = (
     *("epoch", "step"),
@@ -95,6 +99,10 @@ class Record:
     """Weights of the first convolution, (K, K, C, F) floating point."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """The settings of ``data`` and ``train`` that have no default or differ from it, and the essential ones, by key."""
+    layers: list[LayerRow] = field(default_factory=list)
+    """The layers of the network; empty if the job cannot be read."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
@@ -142,7 +150,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
         # _mark_restarts needs the history and the attempts.
         steps = (
             *(_read_environment, _read_history, _read_attempts, _mark_restarts, _read_predictions),
-            _read_evaluations,
+            *(_read_evaluations, _read_design),
         )
         for step in (*steps, _read_filters) if pictures else steps:
             _try_step(step, summary, record)
@@ -397,6 +405,15 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
         and bool((probabilities >= 0).all())  # False for NaN
         and bool((np.abs(probabilities.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
     )
+
+
+def _read_design(summary: RunSummary, record: Record) -> None:
+    """Set the record's notable settings and layers; a job that cannot be read has been reported by an earlier step."""
+    with suppress(CnnjobError, *_UNREADABLE):
+        job, data = summary.run.job(), summary.manifest["data"]
+        changed = dict(_flat(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))
+        record.chosen = {key: value for key, value in record.settings.items() if key in changed or key in _ESSENTIAL}
+        record.layers = layer_rows(job, data["image_shape"], len(data["class_names"]))
 
 
 def _read_filters(summary: RunSummary, record: Record) -> None:

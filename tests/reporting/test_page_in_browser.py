@@ -20,7 +20,7 @@ PROBE = """<script>
 const fits = document.documentElement.scrollWidth <= document.documentElement.clientWidth;
 const broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth).length;
 const table = document.querySelector("table.sortable"), column = 1;
-const shown = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent.trim()).join();
+const shown = () => [...table.tBodies].map((body) => body.rows[0].cells[column].textContent.trim()).join();
 const orders = [shown()];
 for (let click = 0; click < 2; click++) { table.tHead.rows[0].cells[column].firstChild.click(); orders.push(shown()); }
 const told = { fits, broken, orders, sorted: table.tHead.rows[0].cells[column].ariaSort,

@@ -395,7 +395,7 @@ def test_views_at_test_time_are_said(tmp_path: Path) -> None:
         "flip_translate",
     }
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.index("test_time_augmentation") < page.index("test-time augmentation: flip")
+    assert ">test_time_augmentation<" in page
     for name in ("metrics.md", "index.html"):
         assert "test-time augmentation: flip" in (tmp_path / "report" / name).read_text()
 

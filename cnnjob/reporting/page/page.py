@@ -1,17 +1,22 @@
 """The report as a self-contained HTML page that loads nothing from the network or from other files.
 
-The template engine escapes all text read from files; no HTML is built here. The page contains no date, so that the
-same runs give the same bytes. Curves are inline SVG and are drawn without Matplotlib, so that even a report on a
-thousand runs is written quickly.
+The template engine escapes all text read from files; no HTML is built here. All dates on the page are from the run
+folders, so that the same runs give the same bytes. Curves are inline SVG and are drawn without Matplotlib, so that even
+a report on a thousand runs is written quickly.
+
+If there are many runs, the content of each run's section is in a ``noscript`` element. A browser that runs scripts
+treats it as text, so that a page with a thousand runs opens quickly, and the script inserts it when the section is
+opened or printed. A browser without scripts shows it as usual.
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnjob.errors import format_seconds
-from cnnjob.reporting import comparisons, groups
+from cnnjob.reporting import groups
 from cnnjob.reporting.groups import Group, Interval
-from cnnjob.reporting.page import charts, sections
+from cnnjob.reporting.page import charts, parallel, results, sections
 from cnnjob.reporting.record import Record
 from cnnjob.reporting.tables import format_interval
 
@@ -20,9 +25,29 @@ if TYPE_CHECKING:
 
 MAX_PICTURED_RUNS = sections.MAX_DETAILED_RUNS
 """With more runs than this, the page has no images or matrices, as it would be too large for an email with them."""
-_SEEDS_SHOWN = 30
+_MAX_OPEN_RUNS = 3
+"""With more runs than this, the sections on runs are folded, and their content is inserted when they are opened."""
+_MAX_UNFOLDED_RUNS = 12
+"""With more runs than this, the results table shows the runs of a group only on request."""
+_MAX_LISTED_RUNS = 30
+"""With more runs than this, the contents do not list individual runs."""
 _SENTENCES_SHOWN = 10
 """Maximum number of comparisons per dataset that are stated as sentences; the table has all of them."""
+
+
+class DatasetSection(NamedTuple):
+    """The page's sections on one dataset's groups."""
+
+    results: results.DatasetResults
+    charts: list[charts.Chart]
+    parallel: parallel.ParallelChart | None
+
+
+class SectionFold(NamedTuple):
+    """The sections of one run, or of several runs in the same state for the same reason."""
+
+    fold: results.Fold
+    sections: list[sections.RunSection]
 
 
 def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
@@ -35,52 +60,46 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     Returns:
         A complete HTML document.
     """
-    template = _template_environment().get_template("page.html.jinja")
-    anchors = {record.name: f"run-{number}" for number, record in enumerate(records, start=1)}
-    page: str = template.render(
+    ungrouped = [record for record in records if not record.settings]
+    datasets = results.build_results(run_groups)
+    folds = [
+        *(fold for dataset in datasets for entry in dataset.entries for fold in entry.folds),
+        *(fold for dataset in datasets for fold in dataset.others),
+        *(unreadable := results.fold_runs(ungrouped)),
+    ]
+    ordered = [record for fold in folds for record in fold.records]
+    anchors = {record.name: f"run-{number}" for number, record in enumerate(ordered, start=1)}
+    page: str = _template_environment().get_template("page.html.jinja").render(
         records=records,
-        datasets=_dataset_sections(run_groups),
+        jobs=sorted({str(record.row["job"]) for record in records if record.row["job"]}),
+        period=results.describe_period(records),
+        states=results.count_states(records),
+        datasets=[_dataset_section(dataset) for dataset in datasets],
+        unreadable=unreadable,
         anchors=anchors,
-        several_groups=len(run_groups) > 1,
-        sections=[sections.build_section(record, anchors[record.name], len(records)) for record in records],
+        section_folds=[
+            SectionFold(fold, [sections.build_section(each, anchors[each.name], len(records)) for each in fold.records])
+            for fold in folds
+        ],
         pictured=len(records) <= MAX_PICTURED_RUNS,
         pictured_limit=MAX_PICTURED_RUNS,
-        seeds_shown=_SEEDS_SHOWN,
+        folded=len(records) > _MAX_OPEN_RUNS,
+        unfolded=len(records) <= _MAX_UNFOLDED_RUNS,
+        listed=len(records) <= _MAX_LISTED_RUNS,
         sentences_shown=_SENTENCES_SHOWN,
         coloured=charts.N_COLOURS,
-    )
+    )  # fmt: skip
     return page
 
 
-class DatasetSection(NamedTuple):
-    """The page's section on one dataset's groups."""
-
-    dataset: str
-    groups: list[Group]
-    settings: list[str]
-    """Names of the settings that differ between the groups."""
-    differences: list[comparisons.GroupDifference]
-    charts: list[charts.Chart]
-
-
-def _dataset_sections(run_groups: Sequence[Group]) -> list[DatasetSection]:
-    """Return one section per dataset, in the order of their best groups.
-
-    If several datasets have the same name, their titles include digests.
-    """
-    datasets = dict.fromkeys(group.dataset for group in run_groups)
-    names = [dataset.partition(" ")[0] for dataset in datasets]
-    titles = [name if names.count(name) == 1 else dataset for name, dataset in zip(names, datasets, strict=True)]
-    return [
-        _dataset_section(title, [group for group in run_groups if group.dataset == dataset])
-        for title, dataset in zip(titles, datasets, strict=True)
-    ]
-
-
-def _dataset_section(title: str, run_groups: list[Group]) -> DatasetSection:
-    differences = comparisons.group_differences(run_groups)
-    settings = groups.differing_settings([group.settings for group in run_groups])
-    return DatasetSection(title, run_groups, settings, differences, _group_charts(run_groups))
+def _dataset_section(dataset: results.DatasetResults) -> DatasetSection:
+    """Add the charts to the results on a dataset; a single run has its curves in its own section."""
+    n_curves = sum(record.curve is not None for group in dataset.groups for record in group.records)
+    return DatasetSection(
+        dataset,
+        _group_charts(dataset.groups) if n_curves > 1 else [],
+        parallel.build_parallel_chart(dataset.groups, dataset.settings),
+    )
 
 
 def _group_charts(run_groups: Sequence[Group]) -> list[charts.Chart]:
@@ -102,7 +121,7 @@ def _template_environment() -> Any:
     )
     environment.filters |= {
         "percent": _percent, "fixed": _fixed, "spread": _spread, "shown": groups.setting_text,
-        "duration": _duration,
+        "duration": _duration, "headings": _headings,
     }  # fmt: skip
     return environment
 
@@ -117,6 +136,14 @@ def _duration(seconds: Any) -> str:
 
 def _fixed(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+
+
+def _headings(section: str) -> list[tuple[str, Any]]:
+    """Return the ids and titles of the headings in a rendered section."""
+    from markupsafe import Markup  # noqa: PLC0415 - only the page needs it
+
+    headings = re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', str(section))
+    return [(anchor, Markup(title)) for anchor, title in headings]  # noqa: S704 - rendered, so already escaped
 
 
 def _spread(interval: Interval | None, digits: int = 2, factor: float = 1) -> str:

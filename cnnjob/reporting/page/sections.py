@@ -3,19 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnjob.errors import format_seconds, plural
 from cnnjob.files import short_digest
+from cnnjob.reporting.groups import short_names
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
+from cnnjob.reporting.page.results import MIN_FOLDED, describe_period
 from cnnjob.reporting.record import Mistake, Record
 from cnnjob.runs.attempts import Attempt
 
 MAX_DETAILED_RUNS = 100
-"""With more runs than this, the runs' sections have no images, curves or matrices."""
+"""With more runs than this, the runs' sections have no images or matrices."""
+MAX_CHARTED_RUNS = 1000
+"""With more runs than this, the runs' sections have no curves."""
 _THUMBNAILS = ((5, 24, 64, None), (20, 24, 64, 64), (MAX_DETAILED_RUNS, 8, 44, 64))
 """Limits on the test images of a run. Each row applies up to a number of runs on the page.
 
@@ -43,15 +48,30 @@ class TimelineBar:
     title: str
 
 
+class AttemptFold(NamedTuple):
+    """One attempt, or several consecutive attempts that ended for the same reason."""
+
+    attempts: list[Attempt]
+    waited_seconds: float
+    """Total time that the attempts waited, as far as it is known."""
+    lost_steps: int
+    """Total number of steps that had to be repeated, as far as it is known."""
+
+
 @dataclass(frozen=True)
 class RunSection:
     """One run's section, as the template displays it."""
 
     record: Record
     anchor: str
+    period: str
+    """When the run was trained; empty if it has not started."""
+    chosen: dict[str, Any]
+    """The settings that matter most, by their shortest unambiguous name."""
     provenance: list[str]
     charts: list[Chart]
     timeline: list[TimelineBar]
+    attempts: list[AttemptFold]
     matrix: list[list[tuple[int, float]]]
     """Rows of the confusion matrix, with counts and their shares of the row; empty if there are many classes."""
     matrix_picture: str
@@ -76,17 +96,21 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
     """
     detailed = n_runs <= MAX_DETAILED_RUNS
     counts = record.counts if detailed else None
-    curve = record.curve if detailed else None
-    measures: tuple[Any, ...] = ("accuracy", "loss")
+    curve = record.curve if n_runs <= MAX_CHARTED_RUNS else None
+    measures: tuple[Any, ...] = ("accuracy", "loss") if detailed else ("accuracy",)
+    names = short_names(record.chosen)
     has_numbers = counts is None or len(counts) <= MAX_MATRIX_CLASSES
     # Per class: name, precision, recall, F1 and number of images.
     columns = [values.tolist() for values in record.classes] if record.classes and detailed else []
     return RunSection(
         record=record,
         anchor=anchor,
+        period=describe_period([record]),
+        chosen={names[key]: value for key, value in record.chosen.items()},
         provenance=list(provenance(record)),
         charts=[chart for measure in measures if curve and (chart := charts.build_run_chart(curve, measure))],
         timeline=build_timeline(record.attempts),
+        attempts=fold_attempts(record.attempts),
         matrix=_matrix(counts) if counts is not None and has_numbers else [],
         matrix_picture="" if counts is None or has_numbers else pictures.confusion_picture(counts),
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
@@ -145,6 +169,19 @@ def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
                     round(max((end - start).total_seconds() * scale, _MIN_BAR_WIDTH), 1), title)
         for kind, start, end, title in phases
     ]  # fmt: skip
+
+
+def fold_attempts(attempts: list[Attempt]) -> list[AttemptFold]:
+    """Put at least ``MIN_FOLDED`` consecutive attempts that ended for the same reason into one fold."""
+    folds = []
+    for _, equal in groupby(attempts, key=lambda attempt: (attempt.why, attempt.decision)):
+        members = list(equal)
+        parts = [members] if len(members) >= MIN_FOLDED else [[attempt] for attempt in members]
+        for part in parts:
+            waits = (attempt.started - attempt.waited_from for attempt in part if attempt.waited_from)
+            waited_seconds = sum(wait.total_seconds() for wait in waits)
+            folds.append(AttemptFold(part, waited_seconds, sum(attempt.lost_steps or 0 for attempt in part)))
+    return folds
 
 
 def _timeline_phases(attempts: list[Attempt]) -> Iterator[tuple[str, datetime, datetime, str]]:

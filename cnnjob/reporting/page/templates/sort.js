@@ -1,6 +1,7 @@
+// Tables are sorted by a column; the rows of a group, which are one tbody, stay together.
 for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  const value = (row, column) => row.cells[column].dataset.v ?? row.cells[column].textContent.trim();
+  const heads = [...table.tHead.rows[0].cells];
+  const value = (body, column) => body.rows[0].cells[column].dataset.v ?? body.rows[0].cells[column].textContent.trim();
   const sort = (head, column) => {
     const up = head.getAttribute("aria-sort") !== "ascending";
     const order = (one, other) => {
@@ -11,9 +12,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     };
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    body.append(...[...body.rows].sort(order));
+    table.append(...[...table.tBodies].sort(order));
   };
   heads.forEach((head, column) => {
+    if (head.matches(".plot")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
