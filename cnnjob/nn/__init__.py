@@ -18,7 +18,7 @@ from cnnjob.nn.initialisers import count_whitening_images
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation
-from cnnjob.nn.plan import EvaluationPlan, TrainingOptions, TrainingPlan, build_step_inputs
+from cnnjob.nn.plan import EvaluationPlan, InspectionPlan, TrainingOptions, TrainingPlan, build_step_inputs
 from cnnjob.nn.schedules import Schedule
 from cnnjob.nn.state import State
 from cnnjob.nn.streaming import ImageSource, ImageStream
@@ -46,6 +46,7 @@ __all__ = [
     "GlobalPool",
     "ImageSource",
     "ImageStream",
+    "InspectionPlan",
     "Lookahead",
     "Network",
     "NumPyBackend",

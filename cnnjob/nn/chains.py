@@ -1,7 +1,7 @@
 """Chains: the operations of a network in order, with the tensors between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.backend import Backend
@@ -45,15 +45,19 @@ class Chain:
     batch_size: int
     trainable: bool
     """True for training, False for evaluation."""
+    inspects: bool = False
+    """True to evaluate, but with the gradient of the images; ``trainable`` must then be True, too."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """The output of each planned layer by the layer's name, such as ``conv1`` or ``residual1/conv2``."""
 
     def plan_network(self, network: Network) -> tuple[Tensor, Tensor, list[ForwardBackward]]:
-        """Plan a network; no gradient is computed for the images.
+        """Plan a network; no gradient is computed for the images, unless the chain inspects the network.
 
         Returns:
             The input tensor, the output tensor, and the tasks of each operation between them, in forward order.
         """
         links = self._build_links(network.layers)
-        x = self._take_tensor(network.image_shape, border_of(links[0].operation), trainable=False)
+        x = self._take_tensor(network.image_shape, border_of(links[0].operation), trainable=self.inspects)
         y, steps = self._plan_links(links, x)
         return x, y, steps
 
@@ -64,13 +68,15 @@ class Chain:
         return Tensor.take(self.arena, size, dtype, border=border, trainable=trainable)
 
     def _build_links(self, layers: Sequence[Layer], prefix: str = "", first_index: int = 0) -> list[_Link]:
-        """Return the operations of the layers in order; for evaluation, dropout is left out."""
+        """Return the operations of the layers in order; for evaluation and inspection, dropout is left out."""
         links: list[_Link] = []
         for layer_index, layer in enumerate(layers, start=first_index):
             shape = layer.input_shape
             for operation in split_block(layer.block):
                 shape = operation.output_shape(shape)
-                if self.trainable or not isinstance(operation, Dropout):
+                if self.inspects and isinstance(operation, Norm):
+                    operation = replace(operation, fixed=True)  # noqa: PLW2901
+                if not isinstance(operation, Dropout) or (self.trainable and not self.inspects):
                     links.append(_Link(operation, prefix + layer.name, layer_index, shape, layer))
         return links
 
@@ -94,7 +100,7 @@ class Chain:
             else:
                 y = last
             steps += self._plan_link(link, x, y)
-            x = y
+            self.outputs[link.name] = x = y  # of a layer's operations, the last one's output remains
         return x, steps
 
     def _has_gradients(self, link: _Link) -> bool:

@@ -1,6 +1,6 @@
 """Training and evaluation plans: a network laid out once for a batch size, then run step by step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,12 +8,14 @@ from cnnjob.nn.arena import Arena, Array, ArrayStore, HostMemory
 from cnnjob.nn.backend import Backend
 from cnnjob.nn.blocks import Network, Shape
 from cnnjob.nn.chains import Chain
+from cnnjob.nn.cpu.backend import NumPyBackend
 from cnnjob.nn.operations import require_trainable
 from cnnjob.nn.optimisers import Optimiser, trainable_segments
 from cnnjob.nn.pixels import VIEWS, Augmentation, PixelNormalisation
 from cnnjob.nn.state import State
 from cnnjob.nn.streaming import ImageSource, ImageStream
-from cnnjob.nn.tensors import StepInputs, Task
+from cnnjob.nn.tensors import StepInputs, Task, Tensor
+from cnnjob.nn.workers import Workers, run_all
 
 
 class TrainingOptions(NamedTuple):
@@ -158,6 +160,65 @@ class EvaluationPlan:
                 self._stream.next()
             self._step()
         backend.copy(inputs.probabilities[: len(order)], probabilities)
+
+
+class InspectionPlan:
+    """Evaluation of a network on NumPy that also returns the outputs of its convolutions and the input gradient."""
+
+    def __init__(
+        self,
+        network: Network,
+        weights: dict[str, Array],
+        pixels: PixelNormalisation,
+        batch_size: int,
+        dtype: Any = np.float32,
+    ) -> None:
+        """Plan the inspection of a batch; nothing runs yet.
+
+        Args:
+            network: the network.
+            weights: all parameters by name, NumPy arrays of type ``dtype``, including running statistics.
+            pixels: normalisation of the images.
+            batch_size: number of images.
+            dtype: type of the activations and gradients.
+        """
+        backend = NumPyBackend(Workers(1), dtype)
+        self._inputs, self._pixels = empty_step_inputs(network.image_shape), pixels
+        self._inputs.order = self._inputs.rows = np.arange(batch_size)
+
+        def build(arena: Arena) -> tuple[Chain, Tensor, Tensor, list[Task], list[Task]]:
+            chain = Chain(arena, backend, self._inputs, weights, {}, batch_size, trainable=True, inspects=True)
+            x, logits, steps = chain.plan_network(network)
+            gather = backend.gather(arena, self._inputs, x, pixels, None)
+            forward = [gather, *(step.forward for step in steps)]
+            return chain, x, logits, forward, [step.backward for step in reversed(steps)]
+
+        chain, self._x, self._logits, self._forward, self._backward = Arena.allocate(HostMemory(), build)
+        self._maps = {
+            name: output.value
+            for name, output in chain.outputs.items()
+            if f"{name}/weights" in weights and output.value.ndim == len("NHWC")
+        }
+
+    def run(self, images: Array, classes: Array) -> tuple[dict[str, Array], Array]:
+        """Evaluate images, and differentiate the logit of one class with respect to each image's pixels.
+
+        Args:
+            images: uint8 (N, H, W, C), with N the batch size of the plan.
+            classes: int64 (N,), the class of each image whose logit is differentiated.
+
+        Returns:
+            The outputs of the convolutions by layer name, each (N, H', W', F): those of the whole block, after its
+            normalisation, activation and pooling. Then the gradient, (N, H, W, C), of the logit with respect to the
+            pixels scaled to 0 … 1. These are copies.
+        """
+        self._inputs.images = images
+        run_all(self._forward)
+        maps = {name: output.copy() for name, output in self._maps.items()}
+        self._logits.gradient[:] = 0
+        self._logits.gradient[np.arange(len(classes)), classes] = 1
+        run_all(self._backward)
+        return maps, self._x.gradient * (255 * self._pixels.scale).astype(self._x.gradient.dtype)
 
 
 def build_step_inputs(

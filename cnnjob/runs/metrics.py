@@ -8,6 +8,7 @@ Shapes: N images, K classes. ``probabilities`` is (N, K), floating point, in 0..
 0..K-1; N and K are at least 1.
 """
 
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,28 @@ def most_confident_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.n
     # Stable, since the default sort orders equal values differently depending on the processor's SIMD extensions.
     worst = np.argsort(-confidence, kind="stable")[:WRONG_IMAGES]
     return np.asarray(worst[~is_right[worst]])
+
+
+def example_images(probabilities: np.ndarray, labels: np.ndarray, limit: int) -> np.ndarray:
+    """Return the indices of a few images that show what a network can and cannot do.
+
+    Right and wrong predictions alternate: the first right prediction of each class, in the order of the images, and the
+    most confident errors. If there are too few of one kind, there are more of the other.
+
+    Args:
+        probabilities: (N, K) floating point.
+        labels: (N,) integer in 0..K-1.
+        limit: maximum number of indices, at least 1.
+
+    Returns:
+        Indices in 0..N-1, (n,) int64 with 1 ≤ n ≤ ``limit``.
+    """
+    is_right = np.flatnonzero(predicted(probabilities) == labels)
+    right = np.sort(is_right[np.unique(labels[is_right], return_index=True)[1]])
+    wrong = most_confident_errors(probabilities, labels)
+    n_right = min(len(right), max(limit - limit // 2, limit - len(wrong)))
+    pairs = zip_longest(right[:n_right].tolist(), wrong[: limit - n_right].tolist())
+    return np.array([index for index in chain.from_iterable(pairs) if index is not None], np.int64)
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:

@@ -8,6 +8,7 @@ history.jsonl       one line per epoch (derived from the checkpoint)
 checkpoints/        the newest two
 predictions.npz     predictions for the test images, with the chosen weights
 weights.npz         the chosen weights
+examples.npz        some test images with their feature maps and saliency maps; older runs have none
 result.json         present if and only if the run is finished
 evaluations/        metrics on other datasets, one JSON and one CSV file per dataset and split
 heartbeat           empty; touched during training, so that a process whose attempt record was removed is detected
@@ -139,6 +140,11 @@ class Run:
     def weights_file(self) -> Path:
         """Path of the chosen weights."""
         return self.path / "weights.npz"
+
+    @property
+    def examples_file(self) -> Path:
+        """Path of some test images with their feature maps and saliency maps."""
+        return self.path / "examples.npz"
 
     @property
     def result_file(self) -> Path:

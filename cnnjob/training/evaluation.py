@@ -16,10 +16,10 @@ from cnnjob.data.dataset import CHUNKED_FORMAT, Dataset, Rows, blocks
 from cnnjob.data.stored import RowReader
 from cnnjob.errors import DataError, JobError, spreadsheet_cell
 from cnnjob.jobs.job import Job
-from cnnjob.runs import metrics
+from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
 from cnnjob.training.backend import start_workers
-from cnnjob.training.predict import TRAIN_AGAIN, Classifier, load_classifier
+from cnnjob.training.predict import TRAIN_AGAIN, Classifier, example_arrays, load_classifier
 
 CHECKED_AT_ONCE_BYTES = 10**9
 """Datasets of up to this many bytes are checked against their digests before the first step, in a second or two."""
@@ -200,7 +200,7 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
 
     The files are ``evaluations/DATASET-SPLIT-<digest8>.json``, and ``….csv`` for the confusion matrix. ``<digest8>`` is
     the beginning of the dataset's digest, so that datasets with the same name have different files. ``result.json`` is
-    not changed.
+    not changed. On the run's own test images, ``examples.npz`` is written as well.
 
     Args:
         run: a finished run.
@@ -241,6 +241,10 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
     run.require_no_links()
     with files.disk_errors_as_cnnjob_error(run.evaluations_folder):
         run.evaluations_folder.mkdir(exist_ok=True)
+        if split == "test" and dataset.digest == run.data()["digest"]:
+            # A run that an older version finished has no examples.
+            pictured = images if isinstance(images, np.ndarray) else images.open()
+            npz.write_arrays(run.examples_file, example_arrays(classifier, probabilities, pictured, labels))
         files.write_whole(path.with_suffix(".csv"), _confusion_csv(class_names, counts))
         # Last, so that the metrics are never without their confusion matrix.
         files.write_json(path, evaluation.content())

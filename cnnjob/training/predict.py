@@ -28,6 +28,18 @@ from cnnjob.training.split import validation_indices
 _ADDRESS = re.compile(rf"({'|'.join(SPLITS)}):(.*)")
 TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial weights"
 _MOST_ARRAY_BYTES = 1 << 30
+MAX_EXAMPLES = 6
+"""Maximum number of images in ``examples.npz``."""
+_PICTURE_SIDE = 48
+"""Maximum height and width of an image or saliency map in ``examples.npz``; larger ones are averaged over blocks."""
+_PICTURE_BYTES = 32_000
+"""Approximate maximum total size of the images and saliency maps in ``examples.npz``."""
+_MAP_CHOICES = ((4, 16, 32), (4, 8, 32), (3, 8, 16), (2, 8, 16), (2, 4, 16), (2, 4, 8))
+"""Numbers of images, of feature maps per layer and image, and of pixels along a side; deep networks have fewer."""
+_MAPS_BYTES = 32_000
+"""Maximum total size of the feature maps in ``examples.npz``, unless the last choice is larger."""
+_LEVELS = 16
+"""Number of grey levels of a feature map, so that two pixels fit into a byte."""
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
@@ -38,6 +50,7 @@ class Classifier:
     network: nn.Network
     state: nn.State
     plan: nn.EvaluationPlan
+    pixels: nn.PixelNormalisation
 
     def probabilities(self, images: np.ndarray | RowReader, order: np.ndarray | None = None) -> np.ndarray:
         """Compute the class probabilities of images.
@@ -196,7 +209,8 @@ def _build_classifier(
     state.write(weights, state.parameters)
     pixels = build_pixels(job.data, tuple(data["mean"]), tuple(data["std"]))
     views = job.train.test_time_augmentation
-    return Classifier(network, state, nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views))
+    plan = nn.EvaluationPlan(backend, network, state, pixels, EVALUATION_BATCH, views)
+    return Classifier(network, state, plan, pixels)
 
 
 def _usual_background(run: Run, images: Sequence[str], data: Path | None) -> UsualBackground | None:
@@ -377,3 +391,75 @@ def prediction_arrays(
         "wrong_images": images[worst],
         "wrong_indices": worst,
     }
+
+
+def example_arrays(
+    classifier: Classifier,
+    probabilities: np.ndarray[Any, Any],
+    images: np.ndarray[Any, Any] | RowReader,
+    labels: np.ndarray[Any, Any],
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of ``examples.npz``: a few test images, what each convolution makes of them, and saliency.
+
+    The saliency of a pixel is the largest absolute derivative, over its channels, of the predicted class's logit
+    (Simonyan et al. 2013, §3.1); values above an image's 99th percentile are as bright as that (Smilkov et al. 2017,
+    §3.2). A feature map is one channel of the output of a whole conv block, from its minimum (0) to its maximum (15).
+    Everything is computed by NumPy, one image at a time, so that it takes little memory.
+
+    Args:
+        classifier: the network with its chosen weights, on any backend.
+        probabilities: (N, K), computed by the classifier.
+        images: uint8 (N, H, W, C), in memory or streamed; only a few of them are read.
+        labels: int64 (N,).
+
+    Returns:
+        For E ≤ ``MAX_EXAMPLES`` images, chosen by :func:`cnnjob.runs.metrics.example_images`: ``indices``, int64 (E,);
+        ``images``, uint8 (E, h, w, C); and ``saliency``, uint8 (E, h, w). For each conv layer of F filters,
+        ``maps/LAYER``, uint8 (n, ⌈M / 2⌉, h', w'): the feature maps of the first n ≤ E images and of the first M ≤ F
+        filters, two per byte, that with the even index in the four high bits.
+    """
+    network, state = classifier.network, classifier.state
+    H, W, C = network.image_shape
+    side = -(-max(H, W) // _PICTURE_SIDE)
+    limit = _PICTURE_BYTES // (-(-H // side) * -(-W // side) * (C + 1))
+    indices = metrics.example_images(probabilities, labels, min(max(limit, 2), MAX_EXAMPLES))
+    chosen, plan = images[indices], nn.InspectionPlan(network, state.read(state.parameters), classifier.pixels, 1)
+    classes = metrics.predicted(probabilities[indices])
+    inspected = [plan.run(chosen[at : at + 1], classes[at : at + 1]) for at in range(len(indices))]
+    steepest = np.abs(np.concatenate([gradient for _, gradient in inspected])).max(axis=-1, keepdims=True)
+    saliency = _reduce(np.nan_to_num(steepest), _PICTURE_SIDE)[..., 0]  # (E, h, w)
+    white = np.percentile(saliency, 99, axis=(1, 2), keepdims=True)
+    white = np.where(white > 0, white, saliency.max(axis=(1, 2), keepdims=True))
+    shown = np.divide(saliency, white, out=np.zeros_like(saliency), where=white > 0)
+    return {
+        "indices": indices,
+        "images": _reduce(chosen, _PICTURE_SIDE).round().astype(np.uint8),
+        "saliency": (255 * np.minimum(shown, 1)).round().astype(np.uint8),
+        **_packed_maps([maps for maps, _ in inspected]),
+    }
+
+
+def _packed_maps(inspected: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the feature maps that ``examples.npz`` contains, given those of each image, (1, H, W, F) by layer."""
+    for n, limit, side in _MAP_CHOICES:
+        arrays = {}
+        for layer in inspected[0]:
+            maps = np.concatenate([maps[layer][..., :limit] for maps in inspected[:n]])
+            maps = np.nan_to_num(_reduce(maps, side)).transpose(0, 3, 1, 2)  # (n, M, h, w)
+            low, high = (bound(axis=(2, 3), keepdims=True) for bound in (maps.min, maps.max))
+            levels = np.divide(maps - low, high - low, out=np.zeros_like(maps), where=high > low) * (_LEVELS - 1)
+            levels = np.pad(levels.round().astype(np.uint8), ((0, 0), (0, maps.shape[1] % 2), (0, 0), (0, 0)))
+            arrays[f"maps/{layer}"] = levels[:, ::2] * _LEVELS + levels[:, 1::2]
+        if sum(array.nbytes for array in arrays.values()) <= _MAPS_BYTES:
+            break
+    return arrays
+
+
+def _reduce(images: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+    """Return images (N, H, W, C) of at most ``side`` × ``side`` pixels, each the mean of a block of pixels, float64."""
+    N, H, W, C = images.shape
+    factor = -(-max(H, W) // side)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (0, -H % factor), (0, -W % factor), (0, 0)), "edge")
+    blocks = padded.reshape(N, padded.shape[1] // factor, factor, padded.shape[2] // factor, factor, C)
+    reduced: np.ndarray[Any, Any] = blocks.mean(axis=(2, 4))
+    return reduced

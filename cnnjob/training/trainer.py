@@ -131,7 +131,7 @@ class Trainer:
         )
         views, batch = job.train.test_time_augmentation, self.evaluation_batch
         evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.stream)
-        self.classifier = Classifier(network, self.state, evaluation)
+        self.classifier = Classifier(network, self.state, evaluation, self.pixels)
 
     def _restore_or_initialise(self) -> None:
         """Restore the newest intact checkpoint, or draw the initial weights."""
@@ -423,6 +423,8 @@ class Trainer:
         images = self.test.images if isinstance(self.test.images, RowReader) else self.backend.host(self.test.images)
         predictions = predict.prediction_arrays(probabilities, images, self.test.labels, self.dataset.class_names)
         npz.write_arrays(self.run.predictions_file, predictions, fence=self.claim.check)
+        examples = predict.example_arrays(self.classifier, probabilities, images, self.test.labels)
+        npz.write_arrays(self.run.examples_file, examples, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
         files.write_json(self.run.result_file, result, fence=self.claim.check)
         self.say(f"finished: test accuracy {accuracy:.4f}")

@@ -49,7 +49,7 @@ LOG = "slurm/17_0_log.out"
 RECORDS = ("job.json", "environment.json", "attempts/0001.json", "attempts/0002.json", "history.jsonl", "log.txt")
 SUBMITTED = ("slurm/job.json", "slurm/request.json", "slurm/restarts.json", "slurm/cancelled.json", LOG)
 FILES = {
-    "finished": (*RECORDS, "result.json", "weights.npz", "predictions.npz"),
+    "finished": (*RECORDS, "result.json", "weights.npz", "predictions.npz", "examples.npz"),
     "stopped": (*RECORDS, "checkpoints/older", "checkpoints/newest"),
 }
 """Of a run in each state, beside those of its submission."""

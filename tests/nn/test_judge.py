@@ -1,5 +1,7 @@
 """torch as judge: whole networks' forward, loss, every gradient, and ten training steps."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -92,6 +94,38 @@ class Match:
         found = self.evaluation.probabilities(self.inputs.images, np.arange(len(self.x)))
         assert distance(found, expected) < self.tolerance
 
+    def compare_inspection(self) -> None:
+        """Outputs of the convolutions in an evaluation, and the gradient of a logit with respect to the pixels."""
+        images, classes = self.inputs.images[: self.count], np.arange(self.count) % self.network.classes
+        plan = nn.InspectionPlan(self.network, self.state.weights, self.pixels, self.count, self.state.parameters.dtype)
+        maps, gradient = plan.run(images, classes)
+        self.module.eval()
+        outputs = dict(self.torch_outputs())
+        x = self.x[: self.count].clone().requires_grad_()
+        self.module(x)[torch.arange(self.count), torch.from_numpy(classes)].sum().backward()
+        expected = x.grad.permute(0, 2, 3, 1).numpy()
+        assert np.abs(gradient - expected).max() <= self.tolerance * np.abs(expected).max()
+        assert maps.keys() == outputs.keys()
+        for name, found in maps.items():
+            assert distance(found, outputs[name].permute(0, 2, 3, 1).numpy()) < self.tolerance, name
+
+    def torch_outputs(self) -> Iterator[tuple[str, Any]]:
+        """What each convolution of the network gives for the first images, with its layer's name."""
+        seen: dict[str, Any] = {}
+        convolutions = {
+            name.replace(".body.", "/").replace(".projection.", "/"): module
+            for name, module in self.module.named_modules()
+            if re.search(r"(^|\.)(conv\d+|projection\.projection)$", name)
+        }
+        hooks = [
+            module.register_forward_hook(lambda *given, name=name: seen.update({name: given[-1].detach().clone()}))
+            for name, module in convolutions.items()
+        ]
+        self.module(self.x[: self.count])
+        for hook in hooks:
+            hook.remove()
+        return iter(seen.items())
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         return next(layer.input_shape for layer in self.network.layers if name.startswith(f"{layer.name}/"))
 
@@ -108,6 +142,7 @@ def test_the_networks_of_the_jobs_agree(name: str, shape: tuple[int, int, int], 
     match = Match(network, build_optimiser(job.train), dtype, count, dark=1 / 3)  # on MNIST most windows are tied
     for step in range(3):
         match.step(step)
+    match.compare_inspection()
 
 
 @st.composite
@@ -190,3 +225,19 @@ def test_drawn_networks_agree(
     for step in range(STEPS):
         match.step(step)
     match.compare_state()
+
+
+@settings(max_examples=50, deadline=None, phases=[Phase.generate])
+@given(networks(), st.integers(0, 999))
+def test_inspections_of_drawn_networks_agree(network: nn.Network, seed: int) -> None:
+    """What a convolution gives in an evaluation, and the gradient of the pixels, after a step of training."""
+    match = Match(network, nn.Sgd(0.9), np.float64, COUNT, seed=seed)
+    match.step(0)
+    match.compare_inspection()
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10-resnet"])
+def test_inspections_of_networks_with_dropout_and_residual_blocks_agree(name: str) -> None:
+    job = Job.load(name)
+    network = build_network(job.model, (28, 28, 1) if name == "mnist" else (16, 16, 3), 10)
+    Match(network, build_optimiser(job.train), np.float64, 4).compare_inspection()

@@ -32,6 +32,25 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return (scores + 1e-3) / (scores + 1e-3).sum(axis=1, keepdims=True), labels
 
 
+def test_examples_are_right_and_wrong_in_turn() -> None:
+    # Image 0 is the first right one of class 0, image 2 of class 1; the most certain errors are 1, then 3 and 4.
+    assert metrics.example_images(PROBABILITIES, LABELS, 4).tolist() == [0, 1, 2, 3]
+    assert metrics.example_images(PROBABILITIES, LABELS, 9).tolist() == [0, 1, 2, 3, 4]
+    assert metrics.example_images(PROBABILITIES, LABELS, 1).tolist() == [0]
+    assert metrics.example_images(PROBABILITIES[1:2], LABELS[1:2], 4).tolist() == [0]
+
+
+@given(predictions(), st.integers(1, 8))
+def test_examples_are_different_images_and_as_many_as_there_are(
+    drawn: tuple[np.ndarray, np.ndarray], limit: int
+) -> None:
+    probabilities, labels = drawn
+    found = metrics.example_images(probabilities, labels, limit)
+    right = len(np.unique(labels[probabilities.argmax(axis=1) == labels]))
+    wrong = np.count_nonzero(probabilities.argmax(axis=1) != labels)
+    assert len(set(found.tolist())) == len(found) == min(limit, right + wrong)
+
+
 def test_accuracy_is_the_share_of_right_images() -> None:
     assert metrics.accuracy(PROBABILITIES, LABELS) == 2 / 5
 
