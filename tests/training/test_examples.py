@@ -32,7 +32,8 @@ def test_a_finished_run_has_examples(run: Run) -> None:
     expected = metrics.example_images(predictions["probabilities"], predictions["labels"], predict.MAX_EXAMPLES)
     assert found["indices"].tolist() == expected.tolist()
     assert (found["images"] == images[expected]).all()
-    assert (found["saliency"].shape, found["saliency"].dtype) == ((len(expected), 6, 6), np.uint8)
+    assert found["saliency"].shape == (len(expected), 6, 6)
+    assert found["saliency"].dtype == np.uint8
     assert (found["saliency"].max(axis=(1, 2)) == 255).sum() >= 4  # all ReLUs may be off for one
     assert {name: array.shape for name, array in found.items() if "/" in name} == {"maps/conv1": (4, 2, 3, 3)}
 
