@@ -35,7 +35,7 @@ def test_every_command_and_option_of_the_documents_exists(command: str) -> None:
 
 
 def test_the_names_of_the_notebook_are_public() -> None:
-    names = re.findall(r"`(\w+)`", (ROOT / "README.md").read_text().partition("```python")[2].partition("##")[0])
+    names = re.findall(r"`(\w+)`", (ROOT / "docs" / "python-api.md").read_text().partition("## Functions")[0])
     assert {*names} & {*cnnjob.__all__} == {
         "prepare",
         "train",
@@ -47,17 +47,6 @@ def test_the_names_of_the_notebook_are_public() -> None:
         "Dataset",
         "Network",
     }
-
-
-@pytest.mark.documents
-def test_the_notebook_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    said: dict[str, object] = {}
-    exec(code, said)
-    assert isinstance(said["best"], cnnjob.Run)
-    assert said["best"].state() == "finished"
-    assert (tmp_path / "report" / "index.html").is_file()
 
 
 def test_what_is_seen_when_something_is_wrong_is_what_is_said() -> None:
@@ -84,8 +73,15 @@ def test_every_link_and_job_that_is_named_exists() -> None:
             assert name in job.list_jobs(), name
 
 
-def test_contributing_is_short() -> None:
-    assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1500
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_first_documents_are_short(name: str) -> None:
+    assert len((ROOT / name).read_text().split()) <= 1500
+
+
+def test_every_marker_of_the_tests_is_documented() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for line in PYPROJECT["tool"]["pytest"]["markers"]:
+        assert f"pytest -m {line.partition(':')[0]}`" in text, line
 
 
 def test_the_citation_agrees_with_the_package() -> None:
@@ -146,5 +142,6 @@ def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
 
 
 def test_the_pictures_are_small() -> None:
-    pictures = list((ROOT / "docs").glob("*")) if (ROOT / "docs").exists() else []
-    assert sum(path.stat().st_size for path in pictures) < 300_000
+    sizes = {path: path.stat().st_size for path in (ROOT / "docs").rglob("*.png")}
+    assert max(sizes.values()) <= 150_000, sizes
+    assert sum(sizes.values()) <= 1_000_000

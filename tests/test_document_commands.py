@@ -34,8 +34,9 @@ HERE = {
     "cnnjob export RUN": "",
     "cnnjob new DATASET": "",
     "cnnjob predict RUN IMAGE": "",
+    "cnnjob predict latest test:0 test:17": "",
     "cnnjob predict RUN test:0 test:17": "",
-    "cnnjob predict RUN test:17": "",
+    "cnnjob predict RUN test:1014": "",
     "cnnjob prepare FOLDER --size 32x32": "",
     "cnnjob prepare NAME": "",
     "cnnjob prepare NAME --source FOLDER": "--sha256 MNIST_SUM",
@@ -128,8 +129,9 @@ def test_a_command_runs(reader: Reader, monkeypatch: pytest.MonkeyPatch, command
 @pytest.mark.parametrize(
     "path", [path for path in DOCUMENTS if "```python" in path.read_text()], ids=lambda path: path.name
 )
-def test_the_python_of_a_document_runs_as_written(reader: Reader, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    monkeypatch.chdir(reader.folder)
+def test_the_python_of_a_document_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    Reader.in_folder(tmp_path).pack()
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for code in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
         exec(code, names)

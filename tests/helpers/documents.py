@@ -88,6 +88,7 @@ class Reader:
             "FOLDER": str(self.mnist) if name == "mnist" else "pets",
             "MNIST_SUM": sources.pin(self.mnist),
             "FILE.tar.xz": self.cifar.name,
+            "test:1014": "test:14",  # of fewer test images
             "SUM": sources.sha256(self.cifar),
         }.get(word, str(Path(word).expanduser()) if word.startswith("~") else word)
 
@@ -101,6 +102,9 @@ ON_SLURM = {
     "cnnjob prepare NAME --source FOLDER": "--sha256 MNIST_SUM",
     "cnnjob prepare NAME": "",
     "cnnjob submit mnist -p gpu -t 2h --sweep train.learning_rate=0.01,0.05 --seeds 3 --parallel 4": (
+        f"{CPU} --set train.epochs=1 --set train.batch_size=32"
+    ),
+    "cnnjob submit mnist --profile mysite -t 2h --sweep train.learning_rate=0.01,0.05 --seeds 3": (
         f"{CPU} --set train.epochs=1 --set train.batch_size=32"
     ),
     "cnnjob status": "",
