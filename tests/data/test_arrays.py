@@ -167,6 +167,18 @@ def test_labels_may_be_whole_floats_or_one_hot(tmp_path: Path, labels: np.ndarra
     require(prepared(tmp_path / "a.npz"), "train", TRAIN, TRAIN_LABELS)
 
 
+def test_what_is_not_read_beside_arrays_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    statistics = {"x_mean": TRAIN.mean(0), "x_std": TRAIN.std(0)}
+    np.savez(root / "a.npz", x_train=TRAIN, y_train=TRAIN_LABELS, x_test=TEST, y_test=TEST_LABELS, **statistics)
+    (root / "plot.png").write_bytes(b"a plot")
+    (root / "readme.txt").write_text("about")
+    done = prepare("a", tmp_path / "a.h5", source=root)
+    require(done.dataset, "train", TRAIN, TRAIN_LABELS)
+    assert f"{root}: left out: x_mean, x_std, plot.png, readme.txt" in done.warnings
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -182,6 +194,11 @@ def test_labels_may_be_whole_floats_or_one_hot(tmp_path: Path, labels: np.ndarra
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS + 0.5}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS + np.inf}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS * np.nan}, "labels are not one whole number per image"),
+        (
+            {"x_train": TRAIN, "y_train": TRAIN_LABELS.astype(np.uint64) + 2**63},
+            "labels are not one whole number per image .found uint64",
+        ),
+        ({"x_train": TRAIN, "y_train": TRAIN_LABELS + 1e300}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS * 1j}, "labels are not one whole number per image"),
         ({"x_train": TRAIN, "y_train": TRAIN_LABELS.astype(str)}, "labels are not one whole number per image"),
         ({"x_train": TRAIN[..., None, None], "y_train": TRAIN_LABELS}, "not an array of images .found shape"),

@@ -48,10 +48,10 @@ def refused(name: str, source: Path, pinned: str | None, message: str) -> str:
 LYING_HEADERS = {
     "one byte short": ("shorter than its header", idx(IMAGES)[:-1]),
     "one byte long": ("longer than its header", idx(IMAGES) + b"\0"),
-    "labels": ("not a 3-dimensional IDX file", idx(LABELS)),
-    "nothing": ("not a 3-dimensional IDX file", b""),
+    "labels": ("not an IDX file of 3 dimensions .found 1", idx(LABELS)),
+    "nothing": ("not an IDX file .found no bytes", b""),
     "half a header": ("its header is incomplete .found 12 of 16 bytes", idx(IMAGES)[:12]),
-    "floats": ("not a 3-dimensional IDX file", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
+    "floats": ("its values are not uint8 .found float32", b"\0\0\x0d\3" + idx(IMAGES)[4:]),
     "no height": ("header is not valid", struct.pack(">4B3I", 0, 0, 8, 3, 30, 0, 4)),
     "huge images": ("header is not valid", struct.pack(">4B3I", 0, 0, 8, 3, 30, 2**31, 2**31)),
     "many images": ("30 labels for 4294967295 images", struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 5, 4)),

@@ -483,6 +483,59 @@ def test_a_column_called_label_is_preferred(tmp_path: Path) -> None:
     assert done.dataset.class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("header", ["path,cat,dog,emu", ",image_id,cat,dog,emu", "path,split,cat,dog,emu"])
+def test_a_table_may_have_one_column_per_class(tmp_path: Path, header: str) -> None:
+    root = draw(tmp_path / "root", *(f"{i}.png" for i in range(12)))
+    lines = [header]
+    for i in range(12):
+        cells = {"": i, "path": f"{i}.png", "image_id": i, "split": "test" if i < 3 else "train"}
+        ones = {name: "1.0" if number == i % 3 else "0.0" for number, name in enumerate(("cat", "dog", "emu"))}
+        lines.append(",".join(str((cells | ones)[name]) for name in header.split(",")))
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    options = {} if "split" in header else {"test_fraction": 0.25}
+    done = prepared(root, labels=tmp_path / "labels.csv", **options)
+    assert "in one column per class of" in done.description
+    for split in ("train", "test"):
+        images, labels = done.dataset.load(split)
+        by_image = {
+            np.asarray(Image.open(root / f"{i}.png")).tobytes(): ["cat", "dog", "emu"][i % 3] for i in range(12)
+        }
+        assert [done.dataset.class_names[label] for label in labels] == [by_image[image.tobytes()] for image in images]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1.png,1,1\n2.png,0,1", r"labels\.csv:2: not exactly one class .found cat, dog"),
+        ("1.png,1,0\n2.png,0,0", r"labels\.csv:3: not exactly one class .found none"),
+        ("1.png,0.7,0.3\n2.png,0,1", r"labels\.csv: no label column .found 'path', 'cat', 'dog'.*one column per class"),
+        ("1.png,1\n2.png,0,1", r"labels\.csv: no label column"),
+    ],
+)
+def test_columns_that_do_not_give_one_class_are_refused(tmp_path: Path, rows: str, message: str) -> None:
+    root = draw(tmp_path / "root", "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text(f"path,cat,dog\n{rows}\n")
+    refused(root, message, labels=tmp_path / "labels.csv", test_fraction=0.5)
+
+
+@pytest.mark.parametrize("prefix", ["root/", "/home/me/kaggle/root/", "C:\\photos\\"])
+def test_a_table_written_for_another_location(tmp_path: Path, prefix: str) -> None:
+    root = draw(tmp_path / "root", *(f"{'ab'[i % 2]}/{i}.png" for i in range(8)))
+    rows = "".join(f"{prefix}{'ab'[i % 2]}/{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(8))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")
+    done = prepared(root, labels=tmp_path / "labels.csv", test_fraction=0.25)
+    assert done.dataset.class_names == ("cat", "dog")
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}{prefix}none.png,cat\n")
+    (tmp_path / "data" / "out.h5").unlink()
+    refused(root, "could not match 9 rows", labels=tmp_path / "labels.csv", test_fraction=0.25)
+
+
+def test_a_workbook_is_not_a_table(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", "1.png", "2.png")
+    (tmp_path / "labels.xlsx").write_bytes(b"PK\3\4" + bytes(100))
+    refused(root, "labels.xlsx: an Excel workbook", labels=tmp_path / "labels.xlsx", test_fraction=0.5)
+
+
 def test_a_folder_that_may_hold_the_test_images_is_named(tmp_path: Path) -> None:
     for label in "xy":
         write_images(tmp_path / "photos" / "train" / label, 4, seed=ord(label))

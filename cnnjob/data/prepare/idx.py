@@ -21,7 +21,9 @@ from cnnjob.errors import DataError
 from cnnjob.files import open_regular
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_TYPES: dict[int, np.dtype] = {8: np.dtype("u1"), 11: np.dtype(">i2"), 12: np.dtype(">i4")}
+_TYPES: dict[int, np.dtype] = {
+    code: np.dtype(name) for code, name in ((8, "u1"), (9, "i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8"))
+}
 """Data types by their code in the IDX magic number."""
 _PREFIXES = {"train": "train", "test": "t10k"}
 _AGAIN = "Copy or download it again"
@@ -94,7 +96,8 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
 
     Args:
         path: the file.
-        dimensions: the permitted numbers of dimensions. The values must be bytes if there are more than two.
+        dimensions: the permitted numbers of dimensions. Arrays of more than two dimensions must have the type uint8,
+            and others an integer type.
 
     Raises:
         DataError: the file is damaged, is not an IDX file, or has dimensions or values that are not permitted.
@@ -102,12 +105,17 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
     with open_regular(path) as file:
         stream = _decompressed(file)
         head = _take(str(path), stream, 4)
-        if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] not in dimensions:  # noqa: PLR2004
-            raise DataError(f"{path}: not a {'- or '.join(map(str, dimensions))}-dimensional IDX file "
-                            f"(found {head.hex(' ') or 'no bytes'}). {_AGAIN}")  # fmt: skip
+        if len(head) != 4 or head[:2] != b"\0\0" or head[2] not in _TYPES:  # noqa: PLR2004
+            raise DataError(f"{path}: not an IDX file (found {head.hex(' ') or 'no bytes'}). {_AGAIN}")
+        if head[3] not in dimensions:
+            raise DataError(
+                f"{path}: not an IDX file of {' or '.join(map(str, dimensions))} dimensions (found {head[3]}). {_AGAIN}"
+            )
         dtype = _TYPES[head[2]]
-        if head[3] > 2 and dtype.itemsize > 1:  # noqa: PLR2004 - only labels have one or two dimensions
-            raise DataError(f"{path}: not an IDX file of bytes (found {dtype}). {_AGAIN}")
+        are_labels = head[3] <= 2  # noqa: PLR2004 - only labels have one or two dimensions
+        if dtype.kind == "f" or (dtype != np.uint8 and not are_labels):
+            needed = "integers" if are_labels else "uint8"
+            raise DataError(f"{path}: its values are not {needed} (found {dtype.newbyteorder('=')}). Convert them")
         content = _take(str(path), stream, 4 * head[3])
         if len(content) != 4 * head[3]:
             raise DataError(

@@ -4,6 +4,7 @@ import os
 import shlex
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cnnjob.data.prepare.archives import TAR_BLOCK_BYTES, is_tar_header
@@ -99,7 +100,11 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
     if sets := find_idx_sets(source, list(names)):
         return idx_set(source, sets, options.out.stem)
     files = [source / name for name in names if name.lower().endswith((".npy", ".npz"))]
-    return numpy_set([array for path in files for array in array_files(path)], str(source)) if files else None
+    if not files:
+        return None
+    found = numpy_set([array for path in files for array in array_files(path)], str(source))
+    unused = [name for name in names if source / name not in files]
+    return replace(found, left_out=[*found.left_out, *unused])
 
 
 def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -> DatasetContents:

@@ -55,7 +55,7 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
             folder = folder.parent
         prefix = rest.partition("*")[0].strip("-_. ")
         key = "/".join(filter(None, (str(folder.relative_to(root)).strip("."), prefix)))
-        kind = "images" if dimensions == _IMAGES_NDIM else "labels"
+        kind = "labels" if dimensions in _LABELS_NDIM else "images"
         other = sets[key].get((split, kind))
         if other and other.name != path.name.removesuffix(".gz"):
             raise DataError(f"{root}: two files contain {split} {kind} (found {other.relative_to(root)} and {name}). "

@@ -55,6 +55,8 @@ def as_labels(where: str, labels: np.ndarray) -> np.ndarray:
     is_whole = not np.issubdtype(labels.dtype, np.inexact)
     if np.issubdtype(labels.dtype, np.floating):
         is_whole = bool(np.isfinite(labels).all() and (labels == np.floor(labels)).all())
+    if is_whole and is_numeric and labels.size:
+        is_whole = int(labels.min()) >= -(2**63) and int(labels.max()) < 2**63
     if labels.ndim != 1 or not is_numeric or not is_whole:
         raise DataError(
             f"{where}: the labels are not one whole number per image (found {labels.dtype} of shape "

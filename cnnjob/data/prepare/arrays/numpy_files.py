@@ -22,6 +22,7 @@ from cnnjob.errors import DataError
 from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER, open_regular
 
 _IMAGES = frozenset({"x", "images", "image", "imgs", "img", "pixels", "data"})
+_STATISTICS = frozenset({"mean", "std", "var", "min", "max"})
 _LABELS = frozenset({"y", "labels", "label", "targets", "target", "classes"})
 _MAX_HEADER = 10_000
 _MAX_BLOCK_BYTES = 64 << 20  # maximum size of one read, and of all labels
@@ -129,6 +130,8 @@ def role_of(name: str) -> tuple[str, str] | None:
     """
     split, rest = split_of_name(name.replace("t10k", "test")) or ("train", name)
     words = set(re.findall(r"[a-z]+", rest.lower()))
+    if words & _STATISTICS:
+        return None
     if words & _IMAGES and not words & _LABELS:
         return split, "images"
     return (split, "labels") if words & _LABELS else None

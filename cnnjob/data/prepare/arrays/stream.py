@@ -24,6 +24,7 @@ from cnnjob.files import open_regular
 
 _CHANNELS = (1, 3)
 _MAX_CLASSES = 1 << 16
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def read_array_set(found: ArraySet, options: FolderOptions) -> DatasetContents:
     require_classes(splits, names, options.source)
     warnings = [f"{options.source}: {line}" for line in copies(splits, names)]
     if found.left_out:
-        warnings.insert(0, f"{options.source}: left out: {', '.join(found.left_out[:5])}")
+        more = f" and {len(found.left_out) - _SHOWN:,} more" if len(found.left_out) > _SHOWN else ""
+        warnings.insert(0, f"{options.source}: left out: {', '.join(found.left_out[:_SHOWN])}{more}")
     digests = dict(found.sha256 or {}) | {path.name: _digest(path) for path in found.files}
     blocks = _chunks(streams, rows, splits, options)
     return DatasetContents(names, digests, blocks, tuple(warnings), f"{found.description}, {len(names)} classes")

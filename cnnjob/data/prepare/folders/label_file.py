@@ -2,9 +2,10 @@
 
 import csv
 import io
+import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cnnjob.data.dataset import SPLITS
@@ -20,6 +21,8 @@ _COLUMNS = {
     "split": ("split", "set", "subset", "partition", "datasplit", "usage"),
 }  # fmt: skip
 """Accepted names for each column, in order of preference; case, spaces, hyphens and underscores are ignored."""
+_ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+"""Cells of a table with one column per class, in lower case."""
 _DELIMITERS = (",", "\t", ";")
 _SHOWN = 10
 
@@ -68,7 +71,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
     used = set(named)
     return FolderLayout(
         f"{plural(len(rows), 'label')} of {plural(len(names), 'class') if len(names) == 1 else f'{len(names)} classes'}"
-        f" in column {column} of {where}",
+        f" in {column} of {where}",
         tuple(names),
         {split: splits[split] for split in SPLITS if split in splits},
         (),
@@ -77,13 +80,15 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
 
 
 def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
-    """Return the rows of the table and the header of its label column.
+    """Return the rows of the table and a description of its label column or columns.
 
     Raises:
         DataError: the table is not valid, or a row has no path or no label.
     """
     if content.startswith(GIT_LFS_POINTER):
         raise DataError(f"{where}: {A_GIT_LFS_POINTER}")
+    if content.startswith(b"PK"):
+        raise DataError(f"{where}: an Excel workbook or a zip archive, not a text file. Save the table as CSV")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,6 +102,15 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
     try:
         header = next(reader, [])
         columns = _columns(header, where)
+        class_columns = (
+            {}
+            if "label" in columns
+            else {
+                cell.strip(): column
+                for column, cell in enumerate(header)
+                if cell.strip() and column not in columns.values()
+            }
+        )
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -106,6 +120,8 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
                     "delimiter in quotation marks"
                 )
             values = {kind: cells[column].strip() if column < len(cells) else "" for kind, column in columns.items()}
+            if class_columns:
+                values["label"] = _one_hot_label(cells, class_columns, header, f"{where}:{reader.line_num}")
             if not all(values.values()):
                 missing = next(kind for kind, value in values.items() if not value)
                 raise DataError(f"{where}:{reader.line_num}: no {missing} (found {cells}). Complete or remove the row")
@@ -113,7 +129,7 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
             rows.append(_Row(reader.line_num, values["path"], label, values.get("split", "")))
     except csv.Error as error:
         raise DataError(f"{where}:{reader.line_num}: not a valid table row ({error}). Correct the row") from error
-    return rows, header[columns["label"]].strip()
+    return rows, f"column {header[columns['label']].strip()}" if "label" in columns else "one column per class"
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
@@ -130,20 +146,48 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
             f"{where}: several columns may contain the labels (found {', '.join(map(repr, candidates))}). "
             "Rename the right one to label, and rename or remove the others"
         )
-    missing = [kind for kind in ("path", "label") if kind not in columns]
+    # Without a label column, the other columns may be one per class; a column without a name contains row numbers.
+    is_one_hot = "path" in columns and sum(map(bool, plain)) >= len(columns) + 2
+    missing = [kind for kind in ("path", "label") if kind not in columns and not (kind == "label" and is_one_hot)]
     if missing:
-        raise DataError(
-            f"{where}: no {' and no '.join(missing)} column (found {', '.join(map(repr, header)) or 'no columns'}). "
-            "Use the column names path (image file), label (class) and, optionally, split (train, val or test), and "
-            "separate the columns by commas, tabs or semicolons"
-        )
+        raise DataError(_no_column(missing, header, where))
     return columns
+
+
+def _no_column(missing: Sequence[str], header: Sequence[str], where: str) -> str:
+    shown = ", ".join(map(repr, header[:_SHOWN])) + (", …" if len(header) > _SHOWN else "")
+    return (
+        f"{where}: no {' and no '.join(missing)} column (found {shown or 'no columns'}). Use the column names path "
+        "(image file), label (class; or one column per class, with 1 for the image's class and 0 otherwise) and, "
+        "optionally, split (train, val or test), and separate the columns by commas, tabs or semicolons"
+    )
+
+
+def _one_hot_label(cells: Sequence[str], columns: Mapping[str, int], header: Sequence[str], where: str) -> str:
+    """Return the class whose column contains 1.
+
+    Raises:
+        DataError: a cell is neither 0 nor 1, so the columns are not classes; or not exactly one cell is 1.
+    """
+    values = {
+        name: _ZERO_OR_ONE.get(cells[column].strip().lower() if column < len(cells) else "")
+        for name, column in columns.items()
+    }
+    if None in values.values():
+        raise DataError(_no_column(["label"], header, where.rpartition(":")[0]))
+    classes = [name for name, value in values.items() if value]
+    if len(classes) != 1:
+        raise DataError(
+            f"{where}: not exactly one class (found {', '.join(classes) or 'none'}). Correct or remove the row"
+        )
+    return classes[0]
 
 
 def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: str) -> list[str]:
     """Return the file to which each row refers.
 
-    A row contains the file's path, or only the end of the path, with or without the suffix.
+    A row contains the file's path, or only the end of the path, with or without the suffix. Leading folders that all
+    rows share are ignored if they are not in the folder, as in a table that was written for another location.
 
     Raises:
         DataError: a row matches no file or several files, or another row refers to the same file.
@@ -156,8 +200,8 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
     by_lower = {end.lower(): next(iter(paths)) for end, paths in by_end.items() if len(paths) == 1}
     named, problems = [], []
     first: dict[str, _Row] = {}
-    for row in rows:
-        key = unicodedata.normalize("NFC", row.path.replace("\\", "/").removeprefix("./").strip("/"))
+    keys = [unicodedata.normalize("NFC", row.path.replace("\\", "/").removeprefix("./").strip("/")) for row in rows]
+    for row, key in zip(rows, _without_shared_folders(keys, by_end), strict=True):
         matches = {key} if key in known else by_end.get(key, set())
         if len(matches) == 1:
             (path,) = matches
@@ -183,6 +227,18 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
             + f"{more}).\nCorrect or remove them. Paths are relative to {root}"
         )
     return named
+
+
+def _without_shared_folders(paths: list[str], known: Collection[str]) -> list[str]:
+    """Remove as few leading folders as possible, the same from all paths, so that all paths are known.
+
+    The paths are returned unchanged if at least one of them is known, or if no number of folders makes all known.
+    """
+    if any(path in known for path in paths):
+        return paths
+    n_shared = len(posixpath.commonpath([posixpath.dirname(path) for path in paths]).split("/"))
+    shortened = ([path.split("/", n)[-1] for path in paths] for n in range(1, n_shared + 1))
+    return next((shorter for shorter in shortened if all(path in known for path in shorter)), paths)
 
 
 def _ends(path: str) -> Iterator[str]:
