@@ -362,12 +362,12 @@ def _forecast(runs: "Sequence[Run]", request: "Request", parallel: int | None) -
         here.check(request)
         if warning := here.explain_wait(request):
             typer.echo(f"partition: {warning}")
-    typer.echo(f"time limit: {forecasts.at_the_time_limit(request, here)}")
-    typer.echo(f"preemption: {forecasts.at_preemption(request, here)}")
+    typer.echo(f"time limit: {forecasts.describe_time_limit(request, here)}")
+    typer.echo(f"preemption: {forecasts.describe_preemption(request, here)}")
     refusals = []
     for array in batch_script.split_into_arrays(runs, here.max_array_size if here else len(runs) or 1):
         script = batch_script.preview_script(array, request, parallel)
-        message, is_refused = forecasts.test_only(script) if here else (answer, False)
+        message, is_refused = forecasts.query_start(script) if here else (answer, False)
         if is_refused:
             refusals.append(message)
         typer.echo(f"SLURM: {message}\n\n{script}")

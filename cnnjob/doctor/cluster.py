@@ -43,18 +43,15 @@ class Nodes:
         """Number of GPUs per node."""
         return sum(count for _, count in self.gpus)
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """Return a description of the nodes, such as ``2 nodes with 4 cores, 8 GB and 2 a100``."""
         parts = [plural(self.cores, "core")]
         if self.megabytes > 1:  # 1 is SLURM's default if the memory is not configured
             parts.append(f"{self.megabytes / MEGABYTES:.0f} GB")
         parts += [f"{count} {kind}" if kind else plural(count, "GPU") for kind, count in self.gpus]
         *most, last = parts
-        return (
-            f"{plural(self.count, 'node')} with {', '.join(most)} and {last}"
-            if most
-            else f"{plural(self.count, 'node')} with {last}"
-        )
+        equipment = f"{', '.join(most)} and {last}" if most else last
+        return f"{plural(self.count, 'node')} with {equipment}"
 
 
 @dataclass(frozen=True)
@@ -97,35 +94,32 @@ def check_cluster(cluster: Cluster) -> Iterator[Finding]:
     here = cluster.site
     name = f"SLURM {here.version}" if here.version else "SLURM"
     yield Finding("SLURM", "ok", f"{name} answers; {plural(len(here.partitions), 'partition')}")
-    yield from _partitions(cluster, list(here.partitions.values()))
-    yield _accounts(cluster)
-    requeueing = (
-        "a job that ends early is requeued" if here.requeues else "off; a job that ends early submits a successor"
-    )
-    yield Finding("requeueing", "ok", requeueing)
+    yield from _check_partitions(cluster, list(here.partitions.values()))
+    yield _check_accounts(cluster)
+    early_end = "a job that ends early"
+    restart = f"{early_end} is requeued" if here.requeues else f"off; {early_end} submits a successor"
+    yield Finding("requeueing", "ok", restart)
     signal = "its own signal" if here.signals_preempted else "SIGTERM"
-    stopping = (
-        f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit; a preempted job receives {signal}"
-    )
-    yield Finding("stopping", "ok", stopping)
+    kill_wait = f"{here.kill_wait_seconds} s from SIGTERM to SIGKILL at the time limit"
+    yield Finding("stopping", "ok", f"{kill_wait}; a preempted job receives {signal}")
     yield Finding("arrays", "ok", f"at most {here.max_array_size:,} tasks; a larger sweep is split into several arrays")
 
 
-def _partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
+def _check_partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iterator[Finding]:
     """Yield one finding per partition; if there are many partitions, only for those with GPUs."""
     with_gpus = [partition for partition in partitions if cluster.gpu_count(partition)]
     for partition in partitions if len(partitions) <= MAX_PARTITIONS else with_gpus:
-        yield _partition(cluster, partition)
+        yield _check_partition(cluster, partition)
     if not with_gpus:
         names = ", ".join(partition.name for partition in partitions[:MAX_PARTITIONS])
         advice = "submit with --set resources.backend=numpy, or with a profile that sets it"
         yield Finding("GPUs", "note", f"no partition has any ({names})", advice)
 
 
-def _partition(cluster: Cluster, partition: Partition) -> Finding:
+def _check_partition(cluster: Cluster, partition: Partition) -> Finding:
     mode, name = partition.preempt_mode, f"partition {partition.name}"
     properties = [
-        *([nodes.sentence() for nodes in cluster.nodes_of(partition)] or ["no nodes"]),
+        *([nodes.describe() for nodes in cluster.nodes_of(partition)] or ["no nodes"]),
         f"at most {format_seconds(60 * partition.max_minutes)}" if partition.max_minutes else "no time limit",
         "not preempted" if mode in {"OFF", "GANG"} else f"preempted ({mode})",
         *(["the default"] if partition.is_default else []),
@@ -139,14 +133,13 @@ def _partition(cluster: Cluster, partition: Partition) -> Finding:
     return Finding(name, "ok", "; ".join(properties))
 
 
-def _accounts(cluster: Cluster) -> Finding:
+def _check_accounts(cluster: Cluster) -> Finding:
     if not cluster.site.keeps_accounts:
         message = "no SLURM accounting: --account is not needed; status comes from the run folders and the queue"
         return Finding("accounts", "ok", message)
     if not cluster.accounts:
-        return Finding(
-            "accounts", "note", "SLURM lists no account for you", "ask the administrators; sbatch may refuse your jobs"
-        )
+        advice = "ask the administrators; sbatch may refuse your jobs"
+        return Finding("accounts", "note", "SLURM lists no account for you", advice)
     return Finding("accounts", "ok", f"yours: {', '.join(cluster.accounts)}")
 
 

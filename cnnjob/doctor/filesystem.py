@@ -79,28 +79,28 @@ def check_filesystem(runs: Path, *, on_cluster: bool) -> Iterator[Finding]:
     """
     folder = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.is_dir())
     mount = mount_of(folder, read_mounts()) or _unlisted_mount(folder)
-    yield _location(folder, mount.kind, on_cluster=on_cluster)
+    yield _check_location(folder, mount.kind, on_cluster=on_cluster)
     try:
         with tempfile.TemporaryDirectory(prefix=".cnnjob-doctor-", dir=folder) as name:
             trial = Path(name)
-            yield from (check(trial) for check in (_rename, _flush, _exclusive, _clock))
-            yield _locks(trial, mount)
+            for check in (_check_rename, _check_flush, _check_exclusive_creation, _check_clock):
+                yield check(trial)
+            yield _check_locks(trial, mount)
     except OSError as error:
         yield Finding("writing", "bad", f"cannot write to {folder} ({error.strerror or error})", ELSEWHERE)
-    yield _free_space(folder)
-    yield from _quota(folder, mount)
+    yield _check_free_space(folder)
+    yield from _check_quota(folder, mount)
 
 
-@contextmanager
-def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
-    """Append a finding to ``results`` if the ``with`` block raises an OSError."""
-    try:
-        yield
-    except OSError as error:
-        results.append(Finding(check, "bad", f"refused ({error.strerror or error})", ELSEWHERE))
+def _check_location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
+    if on_cluster and kind in LOCAL_TYPES:
+        message = f"{folder} is on this machine's local disk ({kind})"
+        advice = "cluster nodes cannot access it; choose a shared folder with --runs FOLDER"
+        return Finding("runs", "note", message, advice)
+    return Finding("runs", "ok", f"{folder}, {kind}")
 
 
-def _rename(folder: Path) -> Finding:
+def _check_rename(folder: Path) -> Finding:
     """Check that a rename replaces a file atomically, and measure how long it takes, including fsync."""
     path, seconds, results = folder / "whole", [], list[Finding]()
     with _os_error_as_finding("rename", results):
@@ -120,7 +120,7 @@ def _rename(folder: Path) -> Finding:
     return results[0]
 
 
-def _flush(folder: Path) -> Finding:
+def _check_flush(folder: Path) -> Finding:
     """Check that a folder can be flushed to disk; otherwise, a power failure may undo a rename."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -129,18 +129,14 @@ def _flush(folder: Path) -> Finding:
         # EINVAL: the file system does not support fsync on folders. Any other error means that fsync failed.
         level: Level = "note" if error.errno == errno.EINVAL else "bad"
         message = f"a folder cannot be flushed ({error.strerror})"
-        return Finding(
-            "fsync",
-            level,
-            message,
-            "after a power failure, the newest checkpoint may be lost; the previous one remains",
-        )
+        advice = "after a power failure, the newest checkpoint may be lost; the previous one remains"
+        return Finding("fsync", level, message, advice)
     finally:
         os.close(handle)
     return Finding("fsync", "ok", "files and folders are flushed to disk")
 
 
-def _exclusive(folder: Path) -> Finding:
+def _check_exclusive_creation(folder: Path) -> Finding:
     """Check that if several threads create the same file, exactly one succeeds; claims of runs depend on this."""
     results: list[Finding] = []
     with _os_error_as_finding("exclusive create", results), ThreadPoolExecutor(RACERS) as racers:
@@ -155,7 +151,29 @@ def _exclusive(folder: Path) -> Finding:
     return results[0]
 
 
-def _locks(folder: Path, mount: Mount) -> Finding:
+@contextmanager
+def _os_error_as_finding(check: str, results: list[Finding]) -> Iterator[None]:
+    """Append a finding to ``results`` if the ``with`` block raises an OSError."""
+    try:
+        yield
+    except OSError as error:
+        results.append(Finding(check, "bad", f"refused ({error.strerror or error})", ELSEWHERE))
+
+
+def _check_clock(folder: Path) -> Finding:
+    """Compare the file system's clock, which determines the age of a heartbeat, with this machine's clock."""
+    path = folder / "clock"
+    path.touch()  # on a network file system, the server sets the time
+    difference = abs(path.stat().st_mtime - time.time())
+    if difference < CLOCK_NOTE_SECONDS:
+        return Finding("clock", "ok", "the clocks of the file system and this machine agree")
+    message = f"the file system's clock differs from this machine's by {format_seconds(difference)}"
+    limit = format_seconds(HEARTBEAT_LIMIT_SECONDS)
+    advice = f"report this to the administrators; a run counts as lost after {limit} without a heartbeat"
+    return Finding("clock", "bad" if difference > CLOCK_BAD_SECONDS else "note", message, advice)
+
+
+def _check_locks(folder: Path, mount: Mount) -> Finding:
     """Check that a file locked by one process cannot be locked by another; submissions depend on this."""
     advice = "concurrent submissions are detected only in SLURM's queue, which each of them queries afterwards"
     with (folder / "lock").open("w") as file:
@@ -203,70 +221,7 @@ def _lock_scope(kind: str, options: Sequence[str]) -> str:
     return "between nodes too" if kind.startswith("nfs") or kind in COHERENT_TYPES else UNKNOWN_SCOPE
 
 
-def _clock(folder: Path) -> Finding:
-    """Compare the file system's clock, which determines the age of a heartbeat, with this machine's clock."""
-    path = folder / "clock"
-    path.touch()  # on a network file system, the server sets the time
-    difference = abs(path.stat().st_mtime - time.time())
-    if difference < CLOCK_NOTE_SECONDS:
-        return Finding("clock", "ok", "the clocks of the file system and this machine agree")
-    message = f"the file system's clock differs from this machine's by {format_seconds(difference)}"
-    limit = format_seconds(HEARTBEAT_LIMIT_SECONDS)
-    advice = f"report this to the administrators; a run counts as lost after {limit} without a heartbeat"
-    return Finding("clock", "bad" if difference > CLOCK_BAD_SECONDS else "note", message, advice)
-
-
-def _location(folder: Path, kind: str, *, on_cluster: bool) -> Finding:
-    if on_cluster and kind in LOCAL_TYPES:
-        message = f"{folder} is on this machine's local disk ({kind})"
-        return Finding(
-            "runs", "note", message, "cluster nodes cannot access it; choose a shared folder with --runs FOLDER"
-        )
-    return Finding("runs", "ok", f"{folder}, {kind}")
-
-
-def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
-    """Return the mount that contains a folder: if there are several, the innermost; None if there is none."""
-    innermost = None
-    for mount in mounts:
-        # >=, since a later mount on the same point hides the earlier one
-        if folder.is_relative_to(mount.point) and len(mount.point) >= len(innermost.point if innermost else ""):
-            innermost = mount
-    return innermost
-
-
-def _unlisted_mount(folder: Path) -> Mount:
-    """Return the mount that contains a folder; used if ``/proc/self/mounts`` does not list the mount, as in a chroot.
-
-    The device is found in sysfs, which lists disks by device number.
-    """
-    device = _block_device(folder.stat().st_dev)
-    return Mount(device, "", BLOCK_DEVICE if device else "unknown file system")
-
-
-def read_mounts() -> Iterator[Mount]:
-    """Yield all mounts in ``/proc/self/mounts``, oldest first; none if ``/proc`` is not mounted."""
-    try:
-        table = Path("/proc/self/mounts").read_bytes()
-    except OSError:  # no /proc
-        return
-    for line in table.split(b"\n"):
-        fields = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)) for field in line.split(b" ")]
-        if len(fields) > 3:  # noqa: PLR2004
-            yield Mount(fields[0], fields[1], fields[2], tuple(fields[3].split(",")))
-
-
-def _block_device(number: int) -> str:
-    """Return the path of the block device with the given device number; empty if there is none."""
-    try:
-        properties = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    name = re.search(r"^DEVNAME=(.+)$", properties, re.MULTILINE)
-    return f"/dev/{name[1]}" if name else ""
-
-
-def _free_space(folder: Path) -> Finding:
+def _check_free_space(folder: Path) -> Finding:
     state = os.statvfs(folder)
     free, inodes = state.f_bavail * state.f_frsize, state.f_favail
     message = f"{free / GIGABYTE:,.1f} GB free"
@@ -279,7 +234,7 @@ def _free_space(folder: Path) -> Finding:
     return Finding("space", "ok", message)
 
 
-def _quota(folder: Path, mount: Mount) -> Iterator[Finding]:
+def _check_quota(folder: Path, mount: Mount) -> Iterator[Finding]:
     """Check this user's quota with ``quota``, or with ``lfs quota`` on Lustre, if the command is installed."""
     is_lustre = mount.kind == "lustre"
     command = ["lfs", "quota", "-u", getuser(), str(folder)] if is_lustre else ["quota", "-w", "-p"]
@@ -306,3 +261,44 @@ def _parse_quotas(answer: str, name: str) -> Iterator[tuple[int, int]]:
     for file_system, used, soft, hard in lines:
         if f"{name}/".startswith(f"{file_system.rstrip('/')}/") and (limit := int(hard) or int(soft)):
             yield KIBIBYTE * int(used), KIBIBYTE * limit
+
+
+def mount_of(folder: Path, mounts: Iterable[Mount]) -> Mount | None:
+    """Return the mount that contains a folder: if there are several, the innermost; None if there is none."""
+    innermost = None
+    for mount in mounts:
+        # >=, since a later mount on the same point hides the earlier one
+        if folder.is_relative_to(mount.point) and len(mount.point) >= len(innermost.point if innermost else ""):
+            innermost = mount
+    return innermost
+
+
+def read_mounts() -> Iterator[Mount]:
+    """Yield all mounts in ``/proc/self/mounts``, oldest first; none if ``/proc`` is not mounted."""
+    try:
+        table = Path("/proc/self/mounts").read_bytes()
+    except OSError:  # no /proc
+        return
+    for line in table.split(b"\n"):
+        fields = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field)) for field in line.split(b" ")]
+        if len(fields) > 3:  # noqa: PLR2004
+            yield Mount(fields[0], fields[1], fields[2], tuple(fields[3].split(",")))
+
+
+def _unlisted_mount(folder: Path) -> Mount:
+    """Return the mount that contains a folder; used if ``/proc/self/mounts`` does not list the mount, as in a chroot.
+
+    The device is found in sysfs, which lists disks by device number.
+    """
+    device = _block_device(folder.stat().st_dev)
+    return Mount(device, "", BLOCK_DEVICE if device else "unknown file system")
+
+
+def _block_device(number: int) -> str:
+    """Return the path of the block device with the given device number; empty if there is none."""
+    try:
+        properties = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/uevent").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    name = re.search(r"^DEVNAME=(.+)$", properties, re.MULTILINE)
+    return f"/dev/{name[1]}" if name else ""

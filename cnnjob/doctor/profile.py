@@ -74,7 +74,7 @@ def profile_text(name: str, cluster: Cluster, partition: Partition) -> str:
         "#",
         f"#   cnnjob submit JOB --profile {name} --dry-run",
         "",
-        f"# {nodes.sentence() if nodes else 'No nodes listed'}; {limit}",
+        f"# {nodes.describe() if nodes else 'No nodes listed'}; {limit}",
         f'partition = "{partition.name}"',
         *([f"# Your other accounts: {', '.join(others)}"] if others else []),
         *(f'account = "{name}"' for name in account),

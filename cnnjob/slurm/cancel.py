@@ -53,10 +53,10 @@ def cancel(runs: Sequence[Run]) -> list[Cancellation]:
         lines = client.cancel_jobs(sorted({job.job_id for status in with_jobs for job in status.own_jobs}))
     results = [refused.get(status.summary.run) or _result_for(status, lines) for status in statuses]
     later = _cancel_new_jobs(with_jobs)  # last: a batch script that saw no record has by now submitted a job
-    return [_joined(result, later[result.run]) if result.run in later else result for result in results]
+    return [_join_results(result, later[result.run]) if result.run in later else result for result in results]
 
 
-def _joined(first: Cancellation, second: Cancellation) -> Cancellation:
+def _join_results(first: Cancellation, second: Cancellation) -> Cancellation:
     return Cancellation(first.run, f"{first.message}; {second.message}", max(first.exit_code, second.exit_code))
 
 
@@ -165,7 +165,7 @@ def _result_for(status: Status, lines: Sequence[str]) -> Cancellation:
     if summary.state != "running" or (job_id is not None and job_id in ended):
         return result
     remaining = tuple(job for job in status.own_jobs if job.job_id not in refused)
-    return _joined(result, stop_process(replace(status, own_jobs=remaining)))
+    return _join_results(result, stop_process(replace(status, own_jobs=remaining)))
 
 
 def _result_for_jobs(status: Status, refused: Mapping[str, str]) -> Cancellation:

@@ -145,9 +145,8 @@ def newest_job_ids(jobs: Iterable[QueuedJob]) -> dict[Path, str]:
 
 def jobs_by_run(jobs: Iterable[QueuedJob]) -> dict[Path, list[QueuedJob]]:
     """Return the jobs of each run, by the run's path; a job is matched to its run by the job's comment."""
-    read = lru_cache(None)(
-        job_array.JobArray.read
-    )  # all tasks of an array have the same comment, so its file is read once
+    # all tasks of an array have the same comment, so its file is read once
+    read = lru_cache(None)(job_array.JobArray.read)
     by_run: dict[Path, list[QueuedJob]] = {}
     for job in jobs:
         if match := job_array.COMMENT.fullmatch(job.comment):

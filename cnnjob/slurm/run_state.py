@@ -104,9 +104,11 @@ def status_from_folder(run: Run, error: str = "") -> Status:
         error: why a process ended before it could claim the run; if given, the state is ``failed``.
     """
     summary = read_summary(run)
-    if not error and summary.state in {"pending", "stopped", "lost"} and (cancelled := _cancelled(summary, None)):
+    if error:
+        return Status(summary, "failed", summary.damage, error=error)
+    if summary.state in {"pending", "stopped", "lost"} and (cancelled := _describe_cancellation(summary, None)):
         return Status(summary, "cancelled", cancelled)
-    return Status(summary, "failed" if error else summary.state, summary.damage, error=error)
+    return Status(summary, summary.state, summary.damage)
 
 
 def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcome | None, *, gone: bool) -> Status:
@@ -127,17 +129,99 @@ def decide_status(summary: RunSummary, job: QueuedJob | None, outcome: JobOutcom
         state = "lost" if summary.state == "pending" else summary.state
         return Status(summary, state, describe_left_queue(summary), left_queue=True)
     if job and job.state in job_states.WAITING:
-        state, detail = _waiting(summary, job)
+        state, detail = _decide_waiting(summary, job)
     elif job and job.state != job_states.ENDING:
-        state, detail = _in_a_job(summary, job)
+        state, detail = _decide_in_job(summary, job)
     else:
-        state, detail = _without_a_job(summary, outcome, gone=gone)
+        state, detail = _decide_without_job(summary, outcome, gone=gone)
         detail = "its job is ending" if job else detail
     remarks = [detail]
     if summary.is_older and not job and state in ENDED_EARLY:
         remarks.append("started by another version of cnnjob, so it cannot be resumed")
     remarks.append(describe_heartbeat_skew(summary))
     return Status(summary, state, "; ".join(filter(None, remarks)), job, outcome)
+
+
+def _decide_waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
+    """Return the state and a remark for a run whose job is waiting."""
+    if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
+        return "running", f"job {job.job_id} is also waiting"
+    wait = job_states.parse_reason(job.reason)
+    return "pending", f"{wait.phrase}, so it will never start" if wait.never else wait.phrase
+
+
+def _decide_in_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
+    """Return the state and a remark for a run whose job is running."""
+    is_same_job = not summary.other_cluster and str(summary.attempt.get("job_id")) == job.job_id
+    if summary.state == "failed" and is_same_job:
+        return "failed", "its job is ending"
+    if job.state not in job_states.RUNNING:
+        return summary.state, f"SLURM reports {job.state}"
+    if job.state != "RUNNING":
+        return "running", f"SLURM reports {job.state}"
+    if summary.state == "running":
+        return "running", ""
+    if is_same_job and summary.state == "lost":
+        return "running", f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"
+    return "running", "its job is starting"
+
+
+def _decide_without_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state and a remark for a run without a waiting or running job."""
+    # squeue listed the job, but its line was not understood
+    if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:
+        state = "pending" if outcome.state in job_states.WAITING else "running"
+        return state, f"{outcome.source} reports {outcome.printed}"
+    if summary.state == "running":
+        return _decide_alive_or_lost(summary, outcome, gone=gone)
+    if summary.state != "failed" and (cancelled := _describe_cancellation(summary, outcome)):
+        return "cancelled", cancelled
+    if given_up := reason_given_up(summary):
+        return "failed", given_up
+    if summary.state == "pending":
+        return _decide_unstarted(summary, outcome, gone=gone)
+    decision = str(summary.current_decision.get("said", ""))
+    return summary.state, decision if decision.startswith("not restarted") else ""
+
+
+def _decide_alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state and a remark for a run whose last attempt has a recent heartbeat and no recorded end."""
+    # on this host, the summary has already looked for its process
+    if summary.is_on_this_host or not summary.job_id:
+        return "running", ""
+    if outcome and outcome.state in job_states.ENDED:
+        state = "cancelled" if outcome.state == "CANCELLED" else "lost"
+        return state, f"job {outcome.job_id} {outcome.printed}"
+    if gone and is_quiet(summary):
+        heard = "" if summary.ahead_seconds else f", no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"
+        return "lost", f"job {summary.job_id} is no longer in the queue{heard}"
+    return "running", ""
+
+
+def _decide_unstarted(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
+    """Return the state and a remark for a run that has no attempt and no job in the queue."""
+    if not summary.job_id:
+        return "pending", "not submitted"
+    if outcome:
+        # The same failure would recur, so the run has failed; after any other end, submitting it again may help.
+        state = "failed" if outcome.state in job_states.REFUSED else "lost"
+        return state, f"job {outcome.job_id} {outcome.printed} before the run began"
+    if gone:
+        return "lost", f"job {summary.job_id} ended before the run began"
+    return "pending", "" if summary.other_cluster else f"job {summary.job_id}"
+
+
+def _describe_cancellation(summary: RunSummary, outcome: JobOutcome | None) -> str:
+    """Return a remark that names the cancelled job or the user who cancelled the run; empty if it was not cancelled."""
+    if outcome and outcome.state == "CANCELLED":
+        return f"job {outcome.job_id} {outcome.printed}"
+    if summary.was_cancelled_by_cnnjob:
+        return f"by {summary.cancellation.get('by')}"
+    # The batch script cannot distinguish a deadline from a cancellation, as SLURM reports COMPLETING for both until
+    # the job has ended. The outcome distinguishes them.
+    if outcome and outcome.state in job_states.ENDED:
+        return ""
+    return f"job {summary.job_id}" if summary.current_decision.get("ended_by") == "cancelled" else ""
 
 
 def add_job_remarks(status: Status, own_jobs: Sequence[QueuedJob]) -> Status:
@@ -163,48 +247,12 @@ def describe_left_queue(summary: RunSummary) -> str:
     return f"job {summary.job_id} left the queue before it started (cancelled or purged)"
 
 
-def _waiting(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state and a remark for a run whose job is waiting."""
-    if summary.state == "running" and (summary.other_cluster or str(summary.attempt.get("job_id")) != job.job_id):
-        return "running", f"job {job.job_id} is also waiting"
-    wait = job_states.parse_reason(job.reason)
-    return "pending", f"{wait.phrase}, so it will never start" if wait.never else wait.phrase
-
-
-def _in_a_job(summary: RunSummary, job: QueuedJob) -> tuple[str, str]:
-    """Return the state and a remark for a run whose job is running."""
-    is_same_job = not summary.other_cluster and str(summary.attempt.get("job_id")) == job.job_id
-    if summary.state == "failed" and is_same_job:
-        return "failed", "its job is ending"
-    if job.state not in job_states.RUNNING:
-        return summary.state, f"SLURM reports {job.state}"
-    if job.state != "RUNNING":
-        return "running", f"SLURM reports {job.state}"
-    if summary.state == "running":
-        return "running", ""
-    is_quiet = is_same_job and summary.state == "lost"
-    return (
-        "running",
-        f"no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}" if is_quiet else "its job is starting",
-    )
-
-
-def _without_a_job(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state and a remark for a run without a waiting or running job."""
-    # squeue listed the job, but its line was not understood
-    if outcome and outcome.state in job_states.WAITING | job_states.RUNNING:
-        state = "pending" if outcome.state in job_states.WAITING else "running"
-        return state, f"{outcome.source} reports {outcome.printed}"
-    if summary.state == "running":
-        return _alive_or_lost(summary, outcome, gone=gone)
-    if summary.state != "failed" and (cancelled := _cancelled(summary, outcome)):
-        return "cancelled", cancelled
-    if given_up := reason_given_up(summary):
-        return "failed", given_up
-    if summary.state == "pending":
-        return _never_began(summary, outcome, gone=gone)
-    decision = str(summary.current_decision.get("said", ""))
-    return summary.state, decision if decision.startswith("not restarted") else ""
+def describe_heartbeat_skew(summary: RunSummary) -> str:
+    """Return a sentence about the last heartbeat if it is dated in the future; otherwise an empty string."""
+    if not summary.ahead_seconds:
+        return ""
+    ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"
+    return f"its last heartbeat is {ahead} in the future, so the clock of {host} or of this machine is wrong"
 
 
 def is_settled(summary: RunSummary) -> bool:
@@ -230,56 +278,7 @@ def is_quiet(summary: RunSummary) -> bool:
     return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
 
 
-def describe_heartbeat_skew(summary: RunSummary) -> str:
-    """Return a sentence about the last heartbeat if it is dated in the future; otherwise an empty string."""
-    if not summary.ahead_seconds:
-        return ""
-    ahead, host = format_seconds(summary.ahead_seconds), summary.attempt.get("host") or "its machine"
-    return f"its last heartbeat is {ahead} in the future, so the clock of {host} or of this machine is wrong"
-
-
 def reason_given_up(summary: RunSummary) -> str:
     """Return why the batch script gave up on the run; empty if it did not."""
     decision = str(summary.current_decision.get("said", ""))
     return decision if "without progress" in decision or "own error" in decision else ""
-
-
-def _alive_or_lost(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state and a remark for a run whose last attempt has a recent heartbeat and no recorded end."""
-    if (
-        summary.is_on_this_host or not summary.job_id
-    ):  # its process was looked up for the summary, or there is no job to query
-        return "running", ""
-    if outcome and outcome.state in job_states.ENDED:
-        state = "cancelled" if outcome.state == "CANCELLED" else "lost"
-        return state, f"job {outcome.job_id} {outcome.printed}"
-    if gone and is_quiet(summary):
-        heard = "" if summary.ahead_seconds else f", no heartbeat for {format_seconds(summary.heartbeat_age_seconds)}"
-        return "lost", f"job {summary.job_id} is no longer in the queue{heard}"
-    return "running", ""
-
-
-def _cancelled(summary: RunSummary, outcome: JobOutcome | None) -> str:
-    """Return a remark that names the cancelled job or the user who cancelled the run; empty if it was not cancelled."""
-    if outcome and outcome.state == "CANCELLED":
-        return f"job {outcome.job_id} {outcome.printed}"
-    if summary.was_cancelled_by_cnnjob:
-        return f"by {summary.cancellation.get('by')}"
-    # The batch script cannot distinguish a deadline from a cancellation, as SLURM reports COMPLETING for both until
-    # the job has ended. The outcome distinguishes them.
-    if outcome and outcome.state in job_states.ENDED:
-        return ""
-    return f"job {summary.job_id}" if summary.current_decision.get("ended_by") == "cancelled" else ""
-
-
-def _never_began(summary: RunSummary, outcome: JobOutcome | None, *, gone: bool) -> tuple[str, str]:
-    """Return the state and a remark for a run that has no attempt and no job in the queue."""
-    if not summary.job_id:
-        return "pending", "not submitted"
-    if outcome:
-        # The same failure would recur, so the run has failed; after any other end, submitting it again may help.
-        state = "failed" if outcome.state in job_states.REFUSED else "lost"
-        return state, f"job {outcome.job_id} {outcome.printed} before the run began"
-    if gone:
-        return "lost", f"job {summary.job_id} ended before the run began"
-    return "pending", "" if summary.other_cluster else f"job {summary.job_id}"

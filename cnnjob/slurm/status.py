@@ -56,22 +56,7 @@ def query_statuses(runs: Sequence[Run], *, thorough: bool = False) -> Answer:
     hidden = _find_hidden(summaries, jobs, ask_config) if listing else {}
     silent = bool(remark)
     remark = remark or "; ".join(sorted({reason for reason in hidden.values() if reason}))
-    # squeue still shows jobs that ended minutes ago, for which sacct need not be called
-    outcomes = {summary.run: _outcome_in_queue(job) for summary in summaries if (job := index.ended_job_for(summary))}
-    answered: set[str] = set()
-    if listing:
-        without_job = [summary for summary, job in zip(summaries, jobs, strict=True) if not job]
-        unclear = [summary for summary in without_job if _is_unclear(summary, thorough)]
-        if not thorough:
-            unclear = [summary for summary in unclear if summary.run not in outcomes]
-        # squeue may take 60 % of the time and scontrol 20 %: sacct gets the rest, and is skipped if no time is left
-        accounts, answered = _query_outcomes(unclear, deadline - time.monotonic())
-        for summary in summaries:
-            outcome = accounts.get(summary.job_id or "")
-            # sacct may lag behind the queue, so a live state counts only if the queue listing is incomplete
-            counts = outcome and (outcome.state in job_states.ENDED or not listing.complete)
-            if outcome and counts and _may_be_of(outcome, summary):
-                outcomes[summary.run] = outcome
+    outcomes, answered = _find_outcomes(summaries, jobs, index, listing, deadline, thorough=thorough)
     complete = bool(listing and listing.complete)
     statuses = []
     for summary, job in zip(summaries, jobs, strict=True):
@@ -142,6 +127,39 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
     if listing.complete:
         return listing, ""
     return listing, "squeue: part of its output could not be parsed; jobs missing from it do not count as ended"
+
+
+def _find_outcomes(
+    summaries: Sequence[RunSummary], jobs: Sequence[QueuedJob | None], index: JobIndex, listing: QueueListing | None,
+    deadline: float, *, thorough: bool,
+) -> tuple[dict[Run, JobOutcome], set[str]]:  # fmt: skip
+    """Return the outcomes of the runs' newest jobs, and the ids of the jobs for which sacct was queried successfully.
+
+    Args:
+        summaries: the summaries of all runs.
+        jobs: the runs' jobs in the queue, in the same order.
+        index: the index of the jobs in the queue.
+        listing: squeue's listing; None if there is none, in which case sacct is not called either.
+        deadline: the monotonic time by which sacct must have answered.
+        thorough: as in :func:`query_statuses`.
+    """
+    if listing is None:
+        return {}, set()
+    # squeue still shows jobs that ended minutes ago, for which sacct need not be called
+    outcomes = {summary.run: _outcome_in_queue(job) for summary in summaries if (job := index.ended_job_for(summary))}
+    without_job = [summary for summary, job in zip(summaries, jobs, strict=True) if not job]
+    unclear = [summary for summary in without_job if _is_unclear(summary, thorough)]
+    if not thorough:
+        unclear = [summary for summary in unclear if summary.run not in outcomes]
+    # squeue may take 60 % of the time and scontrol 20 %: sacct gets the rest, and is skipped if no time is left
+    accounts, answered = _query_outcomes(unclear, deadline - time.monotonic())
+    for summary in summaries:
+        outcome = accounts.get(summary.job_id or "")
+        # sacct may lag behind the queue, so a live state counts only if the queue listing is incomplete
+        counts = outcome and (outcome.state in job_states.ENDED or not listing.complete)
+        if outcome and counts and _may_be_of(outcome, summary):
+            outcomes[summary.run] = outcome
+    return outcomes, answered
 
 
 def _outcome_in_queue(job: QueuedJob) -> JobOutcome:

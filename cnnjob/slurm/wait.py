@@ -23,13 +23,13 @@ def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
     Raises:
         SchedulerError: there was no information about the remaining runs for half an hour; their jobs are not affected.
     """
-    remaining, reported, pause, last_news = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
+    remaining, reported, pause, last_answer = list(runs), set[str](), FIRST_SECONDS, time.monotonic()
     while remaining:
         answer = query_statuses(remaining, thorough=True)
         ended = [status for status in answer.statuses if _has_ended(status, answer)]
         stuck = [status for status in answer.statuses if _is_stuck(status) and status.job_id not in reported]
         yield from (*ended, *stuck)
-        last_news = _time_of_news(answer, last_news)
+        last_answer = _time_of_last_answer(answer, last_answer)
         reported |= {str(status.job_id) for status in stuck}
         ended_paths = {status.summary.run.path for status in ended}
         remaining = [run for run in remaining if run.path not in ended_paths]
@@ -38,7 +38,7 @@ def wait_for_runs(runs: Sequence[Run]) -> Iterator[Status]:
         pause = FIRST_SECONDS if ended else min(2 * pause, LONGEST_SECONDS)
 
 
-def _time_of_news(answer: Answer, before: float) -> float:
+def _time_of_last_answer(answer: Answer, before: float) -> float:
     """Return the monotonic time at which information about the remaining runs was last available.
 
     Args:

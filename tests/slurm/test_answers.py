@@ -116,7 +116,7 @@ def test_a_job(here: FakeSlurm, state: str, restarts: int, ran: str, preempted: 
         here.install(scontrol=f"echo '{said}'")
         job = client.query_job("10")
         assert (job["JobState"], job["EndTime"], job["Requeue"]) == (state, "2026-11-29T18:56:50", "1")
-        assert restart.what_ends_job(job, 0) == ended_by
+        assert restart.cause_of_end(job, 0) == ended_by
 
 
 def test_a_job_whose_name_says_that_it_has_ended(here: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_the_site() -> None:
     assert found.keeps_accounts
     nodes = Nodes.parse("debug|2|4|8000|gpu:2")
     assert nodes is not None
-    assert nodes.sentence() == "2 nodes with 4 cores, 8 GB and 2 GPUs"
+    assert nodes.describe() == "2 nodes with 4 cores, 8 GB and 2 GPUs"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_job_that_is_not_known_has_ended(
 def test_what_sbatch_would_do(here: FakeSlurm) -> None:
     starts = "Job 13 to start at 2026-11-29T19:06:44 using 1 processors on nodes n1 in partition debug"
     here.install(sbatch=f"echo 'sbatch: {starts}' >&2")
-    assert dry_run.test_only("") == (starts, False)
+    assert dry_run.query_start("") == (starts, False)
     here.install(sbatch="echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
-    said, refused = dry_run.test_only("")
+    said, refused = dry_run.query_start("")
     assert (said.endswith("allocation failure: Requested node configuration is not available"), refused) == (True, True)

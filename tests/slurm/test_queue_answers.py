@@ -243,7 +243,7 @@ def test_numbers_of_5000_digits_are_no_numbers(idle_slurm: FakeSlurm) -> None:
     assert list(fates) == ["17"]
     assert LONG in diagnosis.user_of(fates["17"].cancelled_by)
     facts = {"JobState": "RUNNING", "Restarts": LONG, "RunTime": f"{LONG}-00:00:00", "TimeLimit": f"{LONG}:00:00"}
-    assert restart.what_ends_job(facts, 0) == "itself"
+    assert restart.cause_of_end(facts, 0) == "itself"
 
 
 def test_a_site_of_numbers_of_5000_digits(idle_slurm: FakeSlurm) -> None:

@@ -20,7 +20,7 @@ from cnnjob.runs import process, restart_log
 from cnnjob.runs.restart_log import NO_STEP, try_read_restart_log
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node import node_task, restart
-from cnnjob.slurm.node.restart import decide, main, restarts_without_progress
+from cnnjob.slurm.node.restart import count_restarts_without_progress, decide, main
 from cnnjob.slurm.scheduler import sbatch
 from cnnjob.slurm.status import query_statuses
 from cnnjob.slurm.submit import submission
@@ -66,7 +66,7 @@ from tests.helpers.slurm_runs import set_job as life_of_job
     ],
 )
 def test_who_ends_a_job(facts: Mapping[str, str], restarts: int, expected: str) -> None:
-    assert restart.what_ends_job(facts, restarts) == expected
+    assert restart.cause_of_end(facts, restarts) == expected
 
 
 # --- what is decided
@@ -139,7 +139,7 @@ def restarts(*steps: int) -> list[dict[str, Any]]:
     [((), 0, 0), ((0, 0), 0, 2), ((0, 0, 5), 5, 1), ((5, 0, 5, 5, 5), 5, 3), ((0, 0, 0), 1, 0), ((5, 6, 7), 7, 1)],
 )
 def test_restarts_without_progress(steps: tuple[int, ...], step: int, count: int) -> None:
-    assert restarts_without_progress(restarts(*steps), step) == count
+    assert count_restarts_without_progress(restarts(*steps), step) == count
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_restarts_without_progress(steps: tuple[int, ...], step: int, count: int
     ],
 )
 def test_what_slurm_or_a_person_restarts_is_not_counted(how: tuple[str, ...], count: int) -> None:
-    assert restarts_without_progress([{"step": 5, "restarted": word} for word in how], 5) == count
+    assert count_restarts_without_progress([{"step": 5, "restarted": word} for word in how], 5) == count
 
 
 def test_three_restarts_without_progress_are_the_end(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from cnnjob.errors import SchedulerError
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler import site
-from cnnjob.slurm.submit.dry_run import at_preemption, at_the_time_limit
+from cnnjob.slurm.submit.dry_run import describe_preemption, describe_time_limit
 from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm
@@ -78,8 +78,8 @@ def test_one_partition_of_several_is_enough(counting_slurm: FakeSlurm) -> None:
 )
 def test_what_will_happen_is_said(counting_slurm: FakeSlurm, request_: Request, limit: str, preemption: str) -> None:
     found = looked(counting_slurm)
-    assert limit in at_the_time_limit(request_, found)
-    assert preemption in at_preemption(request_, found)
+    assert limit in describe_time_limit(request_, found)
+    assert preemption in describe_preemption(request_, found)
 
 
 def test_a_dry_run_asks_slurm(counting_slurm: FakeSlurm) -> None:

@@ -48,94 +48,15 @@ TO_BE_RESTARTED = "to be restarted"
 """Text recorded until the restart has succeeded."""
 
 
-def decide(run: Run, code: int, ended_by: str) -> str:
-    """Return why a run must not be restarted, or an empty string if it is to be restarted.
-
-    Args:
-        run: the run.
-        code: the exit code of its last attempt.
-        ended_by: the return value of :func:`what_ends_job`.
-
-    Returns:
-        The reason, or ``""``.
-
-    Raises:
-        DataError: a record on which the decision depends is damaged.
-    """
-    if run.result_file.exists():
-        return "finished"
-    if ended_by == "cancelled":
-        return CANCELLED
-    if ended_by == "requeued":
-        return "requeued by SLURM"
-    if _is_own_error(run, code):
-        return "not restarted after the job's own error"
-    if _count_restarts_in_vain(run) >= RESTARTS_WITHOUT_PROGRESS:
-        return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
-    return ""
-
-
-def _count_restarts_in_vain(run: Run) -> int:
-    """Return the length of the current series of restarts without progress.
-
-    Raises:
-        DataError: the restart log is damaged, and the last attempt made no progress.
-    """
-    step = newest_step(run.checkpoints_folder)
-    try:
-        return restarts_without_progress(read_restart_log(run), step)
-    except DataError as error:
-        if _has_begun(run) and step > (run.attempts()[-1].get("resumed_at_step") or 0):
-            return 0
-        raise DataError(f"it made no progress, and the number of restarts is unknown: {error}") from error
-
-
-def _is_own_error(run: Run, code: int) -> bool:
-    """Return whether an attempt ended with the job's own error.
-
-    If the attempt claimed the run, its record decides. Otherwise (for example, if a package or the dataset is missing),
-    the exit code decides; it is never 0 for an unfinished run.
-    """
-    if _has_begun(run):
-        return run.state() == "failed"
-    # The newest record, if any, belongs to an earlier attempt and does not describe this one.
-    return code not in {0, EXIT_STOPPED} and code < SIGNAL_CODES
-
-
-def _has_begun(run: Run) -> bool:
-    """Return whether this SLURM job has begun an attempt on the run since the job was last started."""
-    attempts = run.attempts()
-    return bool(attempts) and process.is_same_job_start(attempts[-1])
-
-
-def restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
-    """Return how many consecutive restarts, counted back from the latest, have led to no newer checkpoint.
-
-    Requeues by SLURM itself, for example after a preemption, do not count. A manual submission resets the count.
-
-    Args:
-        restarts: the restart log, oldest first.
-        step: the step of the newest checkpoint.
-    """
-    count = 0
-    for restart in reversed(restarts):
-        if restart.get("restarted") == "by SLURM":
-            continue
-        if restart["step"] != step or not restart.get("restarted", True):
-            break
-        count += 1
-    return count
-
-
 def main(folder: str, code: str) -> None:
     """Decide whether to restart, act on the decision, and record it; the batch script then exits with ``code``."""
     run = JobArray.read(Path(folder)).own_run()
     if int(code) == BusyError.exit_code:
         _log(run, "another process owns the run")  # nothing is written
         return
-    before = _restarts_before(run)
+    earlier = _read_earlier_restarts(run)
     try:
-        decision = _retry_until_restarted(run, int(code), before)
+        decision = _decide_with_retries(run, int(code), earlier)
     except (CnnjobError, OSError) as error:
         from cnnjob.slurm.next_command import continue_command  # noqa: PLC0415 - only needed here
 
@@ -143,11 +64,11 @@ def main(folder: str, code: str) -> None:
         decision = f"not restarted, {error}{TO_RESUME}{continue_command(run)}"
         with suppress(OSError):
             record = {**_decision_facts(run, int(code), "unknown"), "said": decision}
-            files.write_json(restart_log_file(run), [*before, record])
+            files.write_json(restart_log_file(run), [*earlier, record])
     _log(run, decision)
 
 
-def _restarts_before(run: Run) -> list[dict[str, Any]]:
+def _read_earlier_restarts(run: Run) -> list[dict[str, Any]]:
     """Return the restart log; if it is damaged, print the error and return an empty one."""
     try:
         return read_restart_log(run)
@@ -156,7 +77,7 @@ def _restarts_before(run: Run) -> list[dict[str, Any]]:
         return []
 
 
-def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) -> str:
+def _decide_with_retries(run: Run, code: int, earlier: list[dict[str, Any]]) -> str:
     """Call :func:`_decide_and_restart` until the scheduler answers and the run's folder is writable.
 
     Raises:
@@ -166,7 +87,7 @@ def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) ->
     for pause in PAUSES_SECONDS:
         with suppress(_Terminated), _sigterm_retries():
             try:
-                return _decide_and_restart(run, code, before)
+                return _decide_and_restart(run, code, earlier)
             except SchedulerError as error:
                 if not client.is_silent(error):
                     raise
@@ -176,7 +97,7 @@ def _retry_until_restarted(run: Run, code: int, before: list[dict[str, Any]]) ->
                     raise
                 _log(run, f"{error}; trying again in {pause} s")
             _wait(pause)
-    return _decide_and_restart(run, code, before)
+    return _decide_and_restart(run, code, earlier)
 
 
 class _Terminated(Exception):  # noqa: N818 - not an error
@@ -214,42 +135,42 @@ def _wait(seconds: float) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _decide_and_restart(run: Run, code: int, before: list[dict[str, Any]]) -> str:
-    """Decide whether to restart the run, restart it if so, and return a phrase for the log.
+def _decide_and_restart(run: Run, code: int, earlier: list[dict[str, Any]]) -> str:
+    """Decide whether to restart the run, restart it if so, record this, and return a phrase for the log.
 
     Raises:
         SchedulerError: the restart failed.
     """
-    ended_by, silent_error = _ended_by(run)
+    ended_by, silent_error = _query_cause_of_end(run)
     decision = decide(run, code, ended_by)
     if silent_error and not decision:  # only a restart requires the scheduler
         raise silent_error
     facts = _decision_facts(run, code, ended_by)
     how = ""
-    if ended_by == "requeued" and len(try_read_restart_log(run)) > len(before):
+    if ended_by == "requeued" and len(try_read_restart_log(run)) > len(earlier):
         how, decision = _requeued()  # an earlier requeue request was recorded and succeeded, but its answer was lost
     elif ended_by == "requeued":
         how = "by SLURM"
     elif not decision:
         # recorded both before and after the restart, since a requeue ends this script at once
         intention = {**facts, "restarted": "requeued", "said": TO_BE_RESTARTED}
-        files.write_json(restart_log_file(run), [*before, intention])
+        files.write_json(restart_log_file(run), [*earlier, intention])
         how, decision = _restart(run)
-    files.write_json(restart_log_file(run), [*before, {**facts, "restarted": how, "said": decision}])
+    files.write_json(restart_log_file(run), [*earlier, {**facts, "restarted": how, "said": decision}])
     return decision
 
 
-def _ended_by(run: Run) -> tuple[str, SchedulerError | None]:
+def _query_cause_of_end(run: Run) -> tuple[str, SchedulerError | None]:
     """Return what ended this job, and the error if the scheduler did not answer (None if it did)."""
     if not run.result_file.exists() and _was_cancelled(run):
         return "cancelled", None
     try:
-        return what_ends_job(client.query_job(_own_job_id()), process.job_restarts()), None
+        return cause_of_end(client.query_job(_own_job_id()), process.job_restarts()), None
     except SchedulerError as error:
         return "unknown", error if client.is_silent(error) else None
 
 
-def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
+def cause_of_end(job: Mapping[str, str], restarts: int) -> str:
     """Return what is ending a job; called in the job's own batch script.
 
     While the script is running, SLURM reports the state ``COMPLETING`` whatever the cause, so the cause is derived from
@@ -274,6 +195,102 @@ def what_ends_job(job: Mapping[str, str], restarts: int) -> str:
     if state.startswith("TIMEOUT") or run_seconds >= limit_seconds > 0:
         return "time limit"
     return "cancelled" if state.startswith(("COMPLETING", "CANCELLED")) else "itself"
+
+
+def _was_cancelled(run: Run) -> bool:
+    """Return whether ``cnnjob cancel`` cancelled this job.
+
+    Raises:
+        DataError: the cancellation record is damaged and newer than the last submission of the run.
+    """
+    try:
+        record = read_cancellation(run)
+        is_here = process.may_be_same_cluster(record.get("cluster"), process.cluster())
+        return is_here and _own_job_id() in (record.get("jobs") or [])
+    except DataError as error:
+        with suppress(OSError):  # the run was submitted again later, so the cancellation no longer applies
+            if run.submission_file.lstat().st_mtime > cancellation_file(run).lstat().st_mtime:
+                return False
+        raise DataError(f"it may have been cancelled: {error}") from error
+
+
+def decide(run: Run, code: int, ended_by: str) -> str:
+    """Return why a run must not be restarted, or an empty string if it is to be restarted.
+
+    Args:
+        run: the run.
+        code: the exit code of its last attempt.
+        ended_by: the return value of :func:`cause_of_end`.
+
+    Returns:
+        The reason, or ``""``.
+
+    Raises:
+        DataError: a record on which the decision depends is damaged.
+    """
+    if run.result_file.exists():
+        return "finished"
+    if ended_by == "cancelled":
+        return CANCELLED
+    if ended_by == "requeued":
+        return "requeued by SLURM"
+    if _is_own_error(run, code):
+        return "not restarted after the job's own error"
+    if _read_restarts_without_progress(run) >= RESTARTS_WITHOUT_PROGRESS:
+        return f"{RESTARTS_WITHOUT_PROGRESS} restarts without progress"
+    return ""
+
+
+def _is_own_error(run: Run, code: int) -> bool:
+    """Return whether an attempt ended with the job's own error.
+
+    If the attempt claimed the run, its record decides. Otherwise (for example, if a package or the dataset is missing),
+    the exit code decides; it is never 0 for an unfinished run.
+    """
+    if _has_begun(run):
+        return run.state() == "failed"
+    # The newest record, if any, belongs to an earlier attempt and does not describe this one.
+    return code not in {0, EXIT_STOPPED} and code < SIGNAL_CODES
+
+
+def _has_begun(run: Run) -> bool:
+    """Return whether this SLURM job has begun an attempt on the run since the job was last started."""
+    attempts = run.attempts()
+    return bool(attempts) and process.is_same_job_start(attempts[-1])
+
+
+def _read_restarts_without_progress(run: Run) -> int:
+    """Return the length of the current series of restarts without progress.
+
+    Raises:
+        DataError: the restart log is damaged, and the last attempt made no progress.
+    """
+    step = newest_step(run.checkpoints_folder)
+    try:
+        return count_restarts_without_progress(read_restart_log(run), step)
+    except DataError as error:
+        if _has_begun(run) and step > (run.attempts()[-1].get("resumed_at_step") or 0):
+            return 0
+        raise DataError(f"it made no progress, and the number of restarts is unknown: {error}") from error
+
+
+def count_restarts_without_progress(restarts: list[dict[str, Any]], step: int) -> int:
+    """Return how many consecutive restarts, counted back from the latest, have led to no newer checkpoint.
+
+    Requeues by SLURM itself, for example after a preemption, do not count. A manual submission resets the count.
+
+    Args:
+        restarts: the restart log, oldest first.
+        step: the step of the newest checkpoint.
+    """
+    count = 0
+    for restart in reversed(restarts):
+        if restart.get("restarted") == "by SLURM":
+            continue
+        if restart["step"] != step or not restart.get("restarted", True):
+            break
+        count += 1
+    return count
 
 
 def _decision_facts(run: Run, code: int, ended_by: str) -> dict[str, Any]:
@@ -316,23 +333,6 @@ def _restart(run: Run) -> tuple[str, str]:
             return "", _cancel_successor(run, job_id)
         return "successor", f"job {job_id} resumes the run ({refused})"
     return _requeued()
-
-
-def _was_cancelled(run: Run) -> bool:
-    """Return whether ``cnnjob cancel`` cancelled this job.
-
-    Raises:
-        DataError: the cancellation record is damaged and newer than the last submission of the run.
-    """
-    try:
-        record = read_cancellation(run)
-        is_here = process.may_be_same_cluster(record.get("cluster"), process.cluster())
-        return is_here and _own_job_id() in (record.get("jobs") or [])
-    except DataError as error:
-        with suppress(OSError):  # the run was submitted again later, so the cancellation no longer applies
-            if run.submission_file.lstat().st_mtime > cancellation_file(run).lstat().st_mtime:
-                return False
-        raise DataError(f"it may have been cancelled: {error}") from error
 
 
 def _cancel_successor(run: Run, job_id: str) -> str:

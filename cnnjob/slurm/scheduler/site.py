@@ -47,8 +47,8 @@ class Partition:
             name=facts["PartitionName"],
             is_default=facts.get("Default") == "YES",
             state=facts.get("State", "UP"),
-            max_minutes=_minutes(facts.get("MaxTime", "")),
-            default_minutes=_minutes(facts.get("DefaultTime", "")),
+            max_minutes=_parse_minutes(facts.get("MaxTime", "")),
+            default_minutes=_parse_minutes(facts.get("DefaultTime", "")),
             preempt_mode=facts.get("PreemptMode", "OFF"),
             grace_seconds=parse_number(facts.get("GraceTime", "")),
             accounts=tuple(facts.get("AllowAccounts", "ALL").split(",")),
@@ -96,7 +96,7 @@ class Site:
         for name in request.partition.split(",") if request.partition else []:
             if name not in self.partitions:
                 raise SchedulerError(
-                    f"--partition {name}: no such partition. {_choices(name, self.partitions, 'site')}"
+                    f"--partition {name}: no such partition. {_suggest_names(name, self.partitions, 'site')}"
                 )
         # a job may start in any of the partitions that it requests, so one is enough
         reasons = [_refusal_by(partition, request) for partition in self._requested(request)]
@@ -154,7 +154,7 @@ def explain_refusal(refusal: str, tasks: int = 1, single_command: str = "") -> s
         return f"refused by SLURM ({limit.code}): {_explain_limit(limit, tasks, single_command)}"
     if "accounting/QOS policy" in refusal:
         return f"{refusal}. A limit of your account or QOS has been reached; ask the site's administrators about it"
-    return f"{refusal}{_valid_choices(refusal)}"
+    return f"{refusal}{_list_own_choices(refusal)}"
 
 
 def _explain_limit(limit: Limit, tasks: int, single_command: str) -> str:
@@ -187,12 +187,12 @@ def _query_limit_value(limit: Limit) -> str:
         if limit.table == "associations":
             # a row without a user contains the limits of the account as a whole
             accounts, users = f"account={','.join(query_own_names('account'))}", {"", _login_name()}
-            rows = _table("associations", accounts, f"format=account,user,{limit.field}")
+            rows = _query_table("associations", accounts, f"format=account,user,{limit.field}")
             values = {row[0]: row[2] for row in rows if len(row) > 2 and row[1] in users and row[2]}  # noqa: PLR2004
         else:
             mine = query_own_names("qos")
-            rows = _table("qos", f"format=name,{limit.field}")
-            values = {row[0]: row[1] for row in rows if row[0] in mine and row[1:] > [""]}
+            rows = _query_table("qos", f"format=name,{limit.field}")
+            values = {row[0]: row[1] for row in rows if row[0] in mine and len(row) > 1 and row[1]}
     except SchedulerError:
         return ""
     if len(set(values.values())) == 1:
@@ -200,7 +200,7 @@ def _query_limit_value(limit: Limit) -> str:
     return ", ".join(f"{value} ({name})" for name, value in sorted(values.items()))
 
 
-def _table(*words: str) -> list[list[str]]:
+def _query_table(*words: str) -> list[list[str]]:
     """Return the rows that sacctmgr prints, at most ``MOST_ROWS``."""
     lines = ask(["sacctmgr", "--noheader", "--parsable2", "show", *words]).splitlines()
     return [line.split("|") for line in lines[:MOST_ROWS]]
@@ -210,7 +210,7 @@ def _login_name() -> str:
     return getpwuid(os.getuid()).pw_name
 
 
-def _valid_choices(refusal: str) -> str:
+def _list_own_choices(refusal: str) -> str:
     """Return text that lists this user's accounts or QOS, if sbatch refused the requested account or QOS.
 
     The text is empty if sbatch refused for another reason, or if the names cannot be queried.
@@ -239,7 +239,7 @@ def query_own_names(key: str) -> list[str]:
     Raises:
         SchedulerError: the site does not use SLURM accounting, or SLURM did not answer.
     """
-    rows = _table("associations", f"user={_login_name()}", f"format={key}")
+    rows = _query_table("associations", f"user={_login_name()}", f"format={key}")
     return sorted({name for row in rows for name in re.split(r"[\s,]+", row[0]) if name})
 
 
@@ -260,19 +260,19 @@ def _refusal_by(partition: Partition, request: Request) -> str:
     if request.account and partition.accounts != ("ALL",) and request.account not in partition.accounts:
         return (
             f"--account {request.account}: not allowed in partition {partition.name}. "
-            f"{_choices(request.account, partition.accounts, 'partition')}"
+            f"{_suggest_names(request.account, partition.accounts, 'partition')}"
         )
     return ""
 
 
-def _choices(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
+def _suggest_names(name: str, known: dict[str, Partition] | tuple[str, ...], owner: str) -> str:
     """Return a hint that lists the valid names for a site or partition, after the closest match if there is one."""
     near = closest_name(name, known)
     hint = f"Did you mean {near!r}? " if near else ""
     return f"{hint}Valid names for this {owner}: {', '.join(sorted(known))}"
 
 
-def _minutes(text: str) -> int | None:
+def _parse_minutes(text: str) -> int | None:
     """Convert a time limit to minutes, rounded up as in SLURM; return None for a word such as ``UNLIMITED``."""
     seconds = parse_duration(text)
     return -(-seconds // 60) if seconds else None

@@ -20,7 +20,7 @@ def try_query_site() -> tuple[Site | None, str]:
         return None, str(error)
 
 
-def test_only(script: str) -> tuple[str, bool]:
+def query_start(script: str) -> tuple[str, bool]:
     """Return the output of ``sbatch --test-only`` and whether sbatch refused the job.
 
     The output states when and where the job would start, or why it would not.
@@ -34,7 +34,7 @@ def test_only(script: str) -> tuple[str, bool]:
             return str(error).replace(f" {path}", ""), True  # a temporary file, removed before the message is read
 
 
-def at_the_time_limit(request: Request, current_site: Site | None) -> str:
+def describe_time_limit(request: Request, current_site: Site | None) -> str:
     """Return a sentence that describes what happens if the time limit is reached before training ends."""
     partition = current_site.partition_of(request) if current_site else None
     minutes = request.time_minutes or (partition.default_minutes or partition.max_minutes if partition else None)
@@ -46,7 +46,7 @@ def at_the_time_limit(request: Request, current_site: Site | None) -> str:
     )
 
 
-def at_preemption(request: Request, current_site: Site | None) -> str:
+def describe_preemption(request: Request, current_site: Site | None) -> str:
     """Return a sentence that describes what happens if a higher-priority job preempts the submitted job."""
     partition = current_site.partition_of(request) if current_site else None
     if current_site is None or partition is None:

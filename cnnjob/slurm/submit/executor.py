@@ -129,7 +129,7 @@ def _move_files(array: JobArray, job_id: str, pickle: Path, script: Path) -> Non
     script.replace(array.files_folder / f"{job_id}_submission.sh")
 
 
-def lend_pickles(array: JobArray, job_id: str, other_id: str) -> None:
+def link_pickles(array: JobArray, job_id: str, other_id: str) -> None:
     """Link a job's pickles under the id of another job for the same runs, unless the other job already has pickles.
 
     Two submissions of the same runs may use the same comment. A submission that did not receive the id of its job looks

@@ -68,7 +68,7 @@ def run_here(runs: Sequence[Run], parallel: int, cores: int, minutes: int | None
                 running[_start(run, cores, minutes)] = waiting.popleft(), attempts
             for job in [job for job in running if job.done()]:
                 run, attempts = running.pop(job)
-                yield EndedRun(run, "") if announcement.is_cancelled(run) else _ended(job, run, attempts)
+                yield EndedRun(run, "") if announcement.is_cancelled(run) else _describe_end(job, run, attempts)
             for job, (run, attempts) in running.items():
                 if announcement.is_cancelled(run) and len(run.attempt_files()) == attempts:
                     # The process has not claimed the run yet. Once it has, `cnnjob cancel` signals the process itself.
@@ -124,7 +124,7 @@ def _file_version(path: Path) -> tuple[int, int] | None:
     return state.st_ino, state.st_mtime_ns
 
 
-def _ended(job: Any, run: Run, attempts: int) -> EndedRun:
+def _describe_end(job: Any, run: Run, attempts: int) -> EndedRun:
     if len(run.attempt_files()) > attempts or run.result_file.exists():
         return EndedRun(run, NO_PROGRESS if _is_crash_loop(run) else "")
     text = files.read_tail(job.paths.stdout, LOG_BYTES)

@@ -51,14 +51,16 @@ def find_queued(
     while True:
         summaries, index = _read_queue(runs)
         jobs = {summary.run: (summary, index.jobs_for(summary)) for summary in summaries}
-        ending = {run.path: text for run, (summary, own) in jobs.items() if (text := _ending(summary, own))}
+        ending = {run.path: text for run, (summary, own) in jobs.items() if (text := _describe_ending(summary, own))}
         if not ending or time.monotonic() > deadline:
             break
         if not announced:
             announced = True
             say(f"{len(ending)} of {plural(len(runs), 'run')}: the job is ending; waiting up to {ENDING_SECONDS:g} s")
         time.sleep(POLL_SECONDS)
-    refusals = {summary.run.path: text for summary, own in jobs.values() if (text := _refusal(summary, own, index))}
+    refusals = {
+        summary.run.path: text for summary, own in jobs.values() if (text := _reason_not_to_submit(summary, own, index))
+    }
     refusals |= ending
     queued = {run: own for run, (_, own) in jobs.items() if own and run.path not in refusals}
     complete_files(queued, request)
@@ -141,7 +143,7 @@ def record_submission(array: JobArray, run: Run, job_id: str, *, comment: str, s
     files.write_json(run.submission_file, {**record, **run.identity(), "submitted": now()})
 
 
-def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
+def _reason_not_to_submit(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) -> str:
     """Return why a run cannot be submitted; empty if it can be submitted.
 
     A run cannot be submitted if the queue contains a job that was submitted for the run in another folder, or if the
@@ -177,7 +179,7 @@ def _refusal(summary: RunSummary, jobs: Sequence[QueuedJob], index: JobIndex) ->
     return ""
 
 
-def _ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
+def _describe_ending(summary: RunSummary, jobs: Sequence[QueuedJob]) -> str:
     """Return a message if all of a run's jobs are ending and will not restart the run; otherwise an empty string.
 
     A job does not restart its run if the job was cancelled or its batch script has decided against a restart.

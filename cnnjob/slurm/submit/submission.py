@@ -243,7 +243,7 @@ def _withdraw(array: JobArray, job_id: str, comment: str, jobs: Mapping[Path, Se
     oldest = {path: own[0] for path, own in jobs.items() if own and number_of(own[0].job_id) < int(job_id)}
     # with the same comment, the other submission may have mistaken this job for its own, so its job has no pickles
     for twin in {job.job_id.partition("_")[0] for job in oldest.values() if job.comment == comment}:
-        executor.lend_pickles(array, job_id, twin)
+        executor.link_pickles(array, job_id, twin)
     earlier = {path: job.job_id for path, job in oldest.items()}
     withdrawn = [task_id for run, task_id in _task_ids(array, job_id) if run.path in earlier]
     if len(withdrawn) == len(array.runs):

@@ -64,7 +64,7 @@ def _fates() -> None:
 
 
 def _job() -> None:
-    assert restart.what_ends_job(client.query_job("10"), 1) in {
+    assert restart.cause_of_end(client.query_job("10"), 1) in {
         "requeued",
         "preempted",
         "time limit",
@@ -82,8 +82,8 @@ def _site() -> None:
     for one in list(found.site.partitions.values())[:20]:
         profile.profile_text("lab", found, one)
     request = Request(partition="debug", time="2h", account="lab")
-    dry_run.at_the_time_limit(request, found.site)
-    dry_run.at_preemption(request, found.site)
+    dry_run.describe_time_limit(request, found.site)
+    dry_run.describe_preemption(request, found.site)
     found.site.explain_wait(request)
     found.site.check(request)
 
