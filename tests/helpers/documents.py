@@ -104,7 +104,7 @@ ON_SLURM = {
     "cnnjob submit mnist -p gpu -t 2h --sweep train.learning_rate=0.01,0.05 --seeds 3 --parallel 4": (
         f"{CPU} --set train.epochs=1 --set train.batch_size=32"
     ),
-    "cnnjob submit mnist --profile mysite -t 2h --sweep train.learning_rate=0.01,0.05 --seeds 3": (
+    "cnnjob submit mnist --profile mysite -p gpu -t 2h --sweep train.learning_rate=0.01,0.05 --seeds 3": (
         f"{CPU} --set train.epochs=1 --set train.batch_size=32"
     ),
     "cnnjob status": "",
