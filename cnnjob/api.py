@@ -12,6 +12,7 @@ from typing import Any
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare import prepare as preparation
 from cnnjob.data.prepare.arrays.in_memory import arrays_of
+from cnnjob.errors import CnnjobError
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report
@@ -94,16 +95,27 @@ def submit(
 
     Returns:
         One run per job, in order; ``cnnjob status`` shows their states.
+
+    Raises:
+        CnnjobError: a job cannot be submitted, for example because SLURM refused it. New runs without a SLURM job are
+            removed.
     """
     from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only when something is submitted
 
     request = profiles.load_request(profile, options)
-    prepared = [_set_up(job, data, runs) for job in jobs]
-    _warn_of_older(run for _, run in prepared)
-    pairs = [(setup.job, run) for setup, run in prepared]
-    for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
-        submission.submit(part.runs, part.request, parallel)
-    return [run for _, run in prepared]
+    known = set(Run.all(runs))
+    pairs = list[tuple[Job, Run]]()
+    try:
+        for job in jobs:
+            setup, run = _set_up(job, data, runs)
+            pairs.append((setup.job, run))
+        _warn_of_older(run for _, run in pairs)
+        for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
+            submission.submit(part.runs, part.request, parallel)
+    except CnnjobError:
+        submission.remove_unused(run for _, run in pairs if run not in known)
+        raise
+    return [run for _, run in pairs]
 
 
 def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA) -> Evaluation:

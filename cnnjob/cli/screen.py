@@ -31,6 +31,8 @@ STATE_COLOURS = {
     "finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "red", "damaged": "red",
 }  # fmt: skip
 """Colours of the states of runs in tables; other states keep the terminal's colour."""
+MAX_TABLE_WIDTH = 2000
+"""Width of a table that is printed with all columns, whatever the width of the terminal, in characters."""
 LAST_WIDTH = 16
 """Minimum width of a folded last column, in characters."""
 
@@ -41,7 +43,7 @@ def warn_of_clocks(runs: "Iterable[Run]") -> None:
 
     for folder in sorted({run.path.parent for run in runs}):
         if skew := clock.describe_skew(folder):
-            typer.echo(f"cnnjob: {skew}", err=True)
+            print_warning(skew)
 
 
 class Printable(io.TextIOBase):
@@ -123,7 +125,12 @@ def print_last(text: str) -> None:
 
 
 def print_table(
-    header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, spare: "Sequence[str] | None" = None
+    header: "Sequence[str]",
+    rows: "Sequence[Sequence[str]]",
+    *,
+    spare: "Sequence[str] | None" = None,
+    wide: bool = False,
+    advice: str = "--json shows all of them",
 ) -> None:
     """Print a table to stdout.
 
@@ -133,19 +140,22 @@ def print_table(
         spare: titles of the columns that may be dropped if the terminal is too narrow, in the order in which they are
             dropped. If ``spare`` is given, empty columns are always dropped, and only the last column may be folded; if
             it is None, all columns are printed.
+        wide: whether to print all columns that are not empty, however narrow the terminal is.
+        advice: how the user can see the dropped columns.
     """
     # Rich bypasses Printable, and an escape sequence is wider than its character, so cells are escaped before layout.
     rows = [[printable(cell) for cell in row] for row in rows]
     is_long = len(rows) > LONG_TABLE
     filled = [title for title, *cells in zip(header, *rows, strict=True) if title and any(cells)]
     if spare is not None:
-        header, rows = fit_columns(header, rows, spare, sys.maxsize if is_long else console().width)
+        header, rows = fit_columns(header, rows, spare, sys.maxsize if is_long or wide else console().width)
     if is_long:
         typer.echo(_plain(header, rows))
     else:
-        console().print(build_table(header, rows, narrow=spare is not None))
+        table = build_table(header, rows, narrow=spare is not None)
+        console().print(table, width=MAX_TABLE_WIDTH if wide else None, soft_wrap=wide)
     if hidden := [title for title in filled if title not in header]:
-        typer.echo(f"hidden on this narrow terminal: {', '.join(hidden)}")
+        console().print(f"hidden on this narrow terminal: {', '.join(hidden)}; {advice}")
 
 
 def print_notes(run: "Run") -> None:
@@ -192,7 +202,13 @@ def console() -> "Console":
     """Return a rich console on stdout, 160 characters wide if stdout is not a terminal."""
     from rich.console import Console
 
-    return Console(file=terminal(sys.stdout), width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    return Console(
+        file=terminal(sys.stdout),
+        width=None if sys.stdout.isatty() else 160,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # otherwise, NO_COLOR leaves bold headers
+        highlight=False,
+        markup=False,
+    )
 
 
 def build_table(header: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, narrow: bool = False) -> "Table":
@@ -337,6 +353,12 @@ class Screen:
         if self._quiet and not text.startswith("warning"):
             return
         if self._bar:
-            self._bar.console.print(printable_lines(text), markup=False, highlight=False)
+            from rich.text import Text
+
+            line = Text(printable_lines(text))
+            line.highlight_regex(r"^warning:", "yellow")
+            self._bar.console.print(line)
+        elif text.startswith("warning: "):
+            print_warning(text.removeprefix("warning: "))
         else:
             typer.echo(text, err=True)

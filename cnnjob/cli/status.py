@@ -10,7 +10,15 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import build_table, console, fit_columns, print_json, print_table, warn_of_clocks
+from cnnjob.cli.screen import (
+    STATE_COLOURS,
+    build_table,
+    console,
+    fit_columns,
+    print_json,
+    print_table,
+    warn_of_clocks,
+)  # fmt: skip
 from cnnjob.errors import JobError, format_seconds, plural, printable
 
 if TYPE_CHECKING:
@@ -27,8 +35,10 @@ QUERY_SECONDS = 30.0
 """Seconds between two SLURM queries about a run whose log is followed."""
 MAX_DAMAGE_LETTERS = 100
 UNFINISHED_STATES = ("pending", "running")
-HEADER = ("run", "state", "epoch", "loss", "accuracy", "time left", "job", "node", "restarts", "")
-SPARE = ("loss", "restarts", "node", "time left", "job", "accuracy")
+ACCURACIES = {"validation": "val acc", "test": "test acc", "train": "train acc"}
+"""Columns of accuracies, by split."""
+HEADER = ("run", "state", "epoch", "loss", *ACCURACIES.values(), "time left", "job", "node", "restarts", "")
+SPARE = ("loss", "restarts", "node", "time left", "job", "epoch", "train acc", "val acc", "test acc")
 """Columns to omit on a narrow terminal, in the order in which they are dropped."""
 
 
@@ -36,12 +46,14 @@ def status(
     runs: opt.RUN_PATHS = None,
     as_json: Annotated[bool, opt.json_option("Print all fields, including causes, as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh the table until you press Ctrl-C.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Show all columns, even on a narrow terminal.")] = False,
 ) -> None:
     """Show the status of runs; for one run, also the cause.
 
-    Below the cause is the command to run next. Loss and accuracy are measured on the validation images if there are
-    any, otherwise on the test or training images. Keys with --json: run, path, state, detail, epoch, epochs, split,
-    loss, accuracy, seconds_left, job_id, node, restarts, slurm_state, slurm_reason, cause, evidence, command.
+    Below the cause is the command to run next. Loss and validation accuracy (val acc) are those of the last epoch;
+    test accuracy (test acc) is the result of a finished run. Without validation images, loss and accuracy are measured
+    on the test or training images. Keys with --json: run, path, state, detail, epoch, epochs, split, loss, accuracy,
+    test_accuracy, seconds_left, job_id, node, restarts, slurm_state, slurm_reason, cause, evidence, command.
 
     Example: cnnjob status runs/
     """
@@ -58,7 +70,8 @@ def status(
         _print_status(selected[0])
     elif selected:
         answer = _query(selected)
-        print_table(HEADER, [_row(status) for status in answer.statuses], spare=SPARE)
+        rows = [_row(status) for status in answer.statuses]
+        print_table(HEADER, rows, spare=SPARE, wide=wide, advice="--wide or --json shows all of them")
         typer.echo(_count_states(answer))
     else:
         typer.echo(f"{opt.RUNS_FOLDER}/: no runs yet. To start one:\n  cnnjob submit JOB")
@@ -91,13 +104,16 @@ def _row(status: "Status") -> list[str]:
     facts = status.as_json()
     epoch = f"{facts['epoch']}/{facts['epochs']}" if facts["epochs"] else ""
     loss = "" if facts["loss"] is None else format_loss(facts["loss"])
-    accuracy = "" if facts["accuracy"] is None else f"{100 * facts['accuracy']:.2f} %"
+    measured = {facts["split"]: facts["accuracy"]} | (
+        {"test": facts["test_accuracy"]} if facts["test_accuracy"] else {}
+    )
+    accuracies = ["" if (value := measured.get(split)) is None else f"{100 * value:.2f} %" for split in ACCURACIES]
     time_left = "unknown" if status.seconds_left is None else format_seconds(status.seconds_left)
     if status.state not in {"pending", "running", "stopped"}:
         time_left = ""
     numbers = (facts["job_id"] or "", facts["node"] or "", str(facts["restarts"] or ""))
     detail = _damage(status) if status.state == "damaged" else facts["detail"]
-    return [facts["run"], status.state, epoch, loss, accuracy, time_left, *numbers, " ".join(detail.split())]
+    return [facts["run"], status.state, epoch, loss, *accuracies, time_left, *numbers, " ".join(detail.split())]
 
 
 def _damage(status: "Status") -> str:
@@ -115,15 +131,20 @@ def _count_states(answer: "Answer") -> str:
 
 def _print_status(run: "Run") -> None:
     """Print the state of one run, then its cause and the next command."""
+    from rich.text import Text
+
     from cnnjob.slurm.diagnosis import diagnose
     from cnnjob.slurm.run_state import describe_heartbeat_skew
 
     [status] = _query([run], thorough=True).statuses
     diagnosis = diagnose(status)
+    images = {"loss": status.summary.split, **{title: split for split, title in ACCURACIES.items()}}
     for name, value in zip(HEADER, _row(status), strict=True):
-        if name and value:
-            images = f" on the {status.summary.split} images" if name in {"loss", "accuracy"} else ""
-            typer.echo(f"{name + ':':<11}{value}{images}")
+        if name == "state":
+            colour = STATE_COLOURS.get(value, "")
+            console().print(Text.assemble(f"{'state:':<11}", (value, colour)))
+        elif name and value:
+            typer.echo(f"{name + ':':<11}{value}{f' on the {images[name]} images' if name in images else ''}")
     typer.echo(f"{'cause:':<11}{diagnosis.sentence}\n{'evidence:':<11}{diagnosis.evidence}")
     for note in filter(None, ("; ".join(status.summary.notes), describe_heartbeat_skew(status.summary))):
         typer.echo(f"{'note:':<11}{note}")
@@ -137,15 +158,19 @@ def _watch_table(paths: "Sequence[Path] | None") -> None:
     from rich.live import Live
     from rich.text import Text
 
+    from cnnjob.slurm.status import query_statuses
+
     screen = console()
+    warn_of_clocks(_find_runs(paths))
 
     def current_table() -> "RenderableType":
-        answer = _query(_find_runs(paths))  # searched every time, as runs may be added
+        answer = query_statuses(_find_runs(paths))  # searched every time, as runs may be added
         # A terminal with too few lines cuts off the end of the table, so pending and running runs come first.
         statuses = sorted(answer.statuses, key=lambda status: status.state not in UNFINISHED_STATES)
         rows = [list(map(printable, _row(status))) for status in statuses]
-        table = build_table(*fit_columns(HEADER, rows, SPARE, screen.width), narrow=True)
-        return Group(Text(f"{_count_states(answer)}, {time.strftime('%T')}; Ctrl-C to stop"), table)
+        header, rows = fit_columns(HEADER, rows, SPARE, screen.width)
+        notes = [f"{_count_states(answer)}, {time.strftime('%T')}; Ctrl-C to stop", answer.remark]
+        return Group(Text("\n".join(filter(None, notes))), build_table(header, rows, narrow=True))
 
     try:
         if screen.is_terminal:
@@ -191,7 +216,9 @@ def logs(
 ) -> None:
     """Print the newest log of a run.
 
-    The log includes tracebacks and SLURM messages.
+    The log includes tracebacks and SLURM messages. With --follow, the command ends when the run ends: with exit code 0
+    if the run has finished, 75 if it was stopped or lost and can be resumed, and 1 if it failed or was cancelled. A run
+    that waits for a restart by SLURM has not ended.
 
     Example: cnnjob logs runs/mnist-1a2b3c4d -f
     """
@@ -204,8 +231,10 @@ def logs(
         raise JobError(f"{run}: not a run but a folder of runs ({names}). Specify one run")
     try:
         if follow:
-            for text in follow_log(found[0], lines, _LogEnd(found[0]).is_reached):
+            end = _LogEnd(found[0])
+            for text in follow_log(found[0], lines, end.is_reached):
                 _write(text)
+            end.report()
         elif newest_log(found[0]).exists():
             _write(last_lines(newest_log(found[0]), lines))
         else:
@@ -226,16 +255,18 @@ def _write(text: str) -> None:
 class _LogEnd:
     """Detects the end of a followed log.
 
-    It reads the run folder at every check, but queries SLURM at most once per ``QUERY_SECONDS``.
+    It reads the run folder at every check, but queries SLURM at most once per ``QUERY_SECONDS``. While the run waits
+    for a SLURM job, the reason is printed to stderr.
     """
 
     def __init__(self, run: "Run") -> None:
         self._run, self._last_query = run, -QUERY_SECONDS  # the first query is made at once
+        self._reason = ""
 
     def is_reached(self) -> bool:
         """Return whether nothing more will be written to the log."""
         from cnnjob.runs.summary import read_summary
-        from cnnjob.slurm.run_state import is_settled
+        from cnnjob.slurm.run_state import is_settled, may_be_restarted
         from cnnjob.slurm.status import query_statuses
 
         summary = read_summary(self._run)
@@ -247,7 +278,22 @@ class _LogEnd:
         self._last_query = time.monotonic()
         answer = query_statuses([self._run])
         [status] = answer.statuses
-        return not answer.remark and status.job is None and status.state not in {"pending", "running"}
+        reason = answer.remark if answer.silent else status.detail if status.state == "pending" else ""
+        if (answer.silent and may_be_restarted(summary) and summary.job_id) or status.job:
+            if reason != self._reason:
+                typer.echo(f"cnnjob: {self._run.path}: waiting for job {status.job_id}: {reason}", err=True)
+            self._reason = reason
+            return False
+        return status.state != "running"
+
+    def report(self) -> None:
+        """Print how the run has ended to stderr, and exit with the code that :func:`cnnjob.cli.submit.exit_as` uses."""
+        from cnnjob.cli.submit import describe_end, exit_as
+        from cnnjob.slurm.status import query_statuses
+
+        [status] = query_statuses([self._run], thorough=True).statuses
+        typer.echo(f"cnnjob: {describe_end(status)}", err=True)
+        exit_as([status])
 
 
 def cancel(

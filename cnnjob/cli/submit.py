@@ -1,5 +1,6 @@
 """The command ``cnnjob submit``."""
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from cnnjob.cli import options as opt
 from cnnjob.cli.data.prepare import ending_as_interrupted
 from cnnjob.cli.data.show import memory_line
 from cnnjob.cli.screen import print_warning, warn_of_clocks
-from cnnjob.errors import EXIT_STOPPED, BusyError, JobError, SchedulerError, plural
+from cnnjob.errors import EXIT_STOPPED, BusyError, CnnjobError, JobError, SchedulerError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,6 +113,7 @@ def submit(
     Example: cnnjob submit mnist --partition gpu --time 2h --seeds 3
     """
     from cnnjob.jobs.sweep import expand
+    from cnnjob.runs.run import Run
     from cnnjob.slurm.submit import profiles
     from cnnjob.training.default_job import DefaultJobs
 
@@ -131,13 +133,23 @@ def submit(
             _dry_run(grid, request, runs, parallel, asked=asks_for_gpus, rehearsal=rehearsal)
         typer.echo("nothing was submitted")
         return
-    # All jobs have been checked by now, so an error in one job does not leave runs of the other jobs behind.
-    created = {path: named for grid in grids for path, named in _create_runs(grid, runs).items()}
+    known = set(Run.all(runs))
+    new = [run for grid in grids for job, dataset in grid if (run := Run.of(job, dataset.digest, runs)) not in known]
+    try:
+        # All jobs have been checked by now, so an error in one job does not leave runs of the other jobs behind.
+        created = {path: named for grid in grids for path, named in _create_runs(grid, runs).items()}
+        if not local:
+            parts = [part for grid in grids for part in _split_by_gpus(grid, runs, request, asked=asks_for_gpus)]
+            _submit_all(parts, {path: settings for path, (_, settings) in created.items()}, parallel)
+    except CnnjobError:
+        from cnnjob.slurm.submit.submission import remove_unused
+
+        remove_unused(new)
+        raise
     if local:
         _run_here(created, request, parallel or 1)
-    else:
-        parts = [part for grid in grids for part in _split_by_gpus(grid, runs, request, asked=asks_for_gpus)]
-        _submit_all(parts, {path: settings for path, (_, settings) in created.items()}, parallel, wait=wait)
+    elif wait:
+        _wait_for([run for part in parts for run in part.runs])
 
 
 def _split_by_gpus(
@@ -223,7 +235,7 @@ def _print_submitted(submitted: "Sequence[Submitted]", names: "dict[Path, str]",
         typer.echo(f"{done.run.path}{names[done.run.path]}: {outcome}")
 
 
-def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int | None, *, wait: bool) -> None:
+def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int | None) -> None:
     from cnnjob.slurm.scheduler.client import is_absent
 
     refusals: list[str] = []
@@ -238,12 +250,10 @@ def _submit_all(parts: "Sequence[Part]", names: "dict[Path, str]", parallel: int
             raise
     if refusals:
         raise BusyError("\n".join(refusals))
-    if wait:
-        _wait_for([run for part in parts for run in part.runs])
 
 
 def _wait_for(runs: "Sequence[Run]") -> None:
-    """Wait for runs to end, print how each one ended, and exit as described in :func:`_exit_as`.
+    """Wait for runs to end, print how each one ended, and exit as described in :func:`exit_as`.
 
     If a SLURM job will not start without intervention, print the reason.
     """
@@ -253,10 +263,10 @@ def _wait_for(runs: "Sequence[Run]") -> None:
     for status in wait_for_runs(runs):
         if status.job is None:
             ended.append(status)
-            _print_end(status)
+            typer.echo(describe_end(status))
         else:
             _print_held(status)
-    _exit_as(ended)
+    exit_as(ended)
 
 
 def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel: int) -> None:
@@ -281,20 +291,20 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
     with ending_as_interrupted():
         for done in run_here(unfinished, parallel, request.cpus_per_task, request.time_minutes):
             ended.append(status_from_folder(done.run, done.error))
-            _print_end(ended[-1])
-    _exit_as(ended)
+            typer.echo(describe_end(ended[-1]))
+    exit_as(ended)
 
 
-def _print_end(status: "Status") -> None:
-    """Print on one line how a run ended, with the cause if it did not finish."""
+def describe_end(status: "Status") -> str:
+    """Return one line that describes how a run ended, with the cause if it did not finish."""
     from cnnjob.slurm.diagnosis import diagnose
 
     run = status.summary.run
     if status.state == "finished":
-        outcome = f"test accuracy {100 * run.result()['test_accuracy']:.2f} %"
+        outcome = f"test accuracy {100 * status.summary.result.get('test_accuracy', math.nan):.2f} %"
     else:
         outcome = status.error or " ".join(diagnose(status).sentence.split())
-    typer.echo(f"{run.path}: {status.state}, {outcome}")
+    return f"{run.path}: {status.state}, {outcome}"
 
 
 def _print_held(status: "Status") -> None:
@@ -306,7 +316,7 @@ def _print_held(status: "Status") -> None:
     typer.echo(f"{status.summary.run.path}: job {status.job_id} will not start by itself; {status.detail}{advice}")
 
 
-def _exit_as(ended: "Sequence[Status]") -> None:
+def exit_as(ended: "Sequence[Status]") -> None:
     """Exit with 1 if a run failed or was cancelled, else 75 if a run can be resumed, else 5 if a run is still running.
 
     After status 75, running the same command again resumes the run. If all runs have finished, return.

@@ -90,7 +90,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     stops it from writing.
 
     Args:
-        run: the run; missing folders are created.
+        run: the run; missing folders inside its folder are created.
         job_is_over: called at most once, with the owner's record, before the claim is refused.
 
     Returns:
@@ -99,7 +99,7 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     Raises:
         BusyError: another process owns the run; nothing was changed, except that heartbeats dated in the future
             were set to the current time.
-        DataError: a record is damaged, or there is a symbolic link inside the run folder.
+        DataError: a record is damaged, there is a symbolic link inside the run folder, or the folder was removed.
     """
     run.require_no_links()
     records = run.attempt_files()
@@ -113,8 +113,11 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
         last = json_files.read_checked(records[-1], schemas.AttemptRecord)
         if last["ended"] is None and owner_is_alive(last, records[-1], job_is_over):
             raise BusyError(f"{_describe_owner(run, last)}{_reset_future_heartbeats(records[-1], run.heartbeat_file)}")
-    for folder in (run.attempts_folder, run.checkpoints_folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (run.attempts_folder, run.checkpoints_folder):
+            folder.mkdir(exist_ok=True)  # without parents: a submission that was refused may have removed the run
+    except FileNotFoundError as error:
+        raise DataError(f"{run.path}: the run's folder was removed. Run the same command again") from error
     number = _number_of(records[-1]) + 1 if records else 1
     with suppress(OSError):
         if run.heartbeat_file.lstat().st_nlink > 1:  # in a copy made of hard links, it is also the original's

@@ -60,6 +60,8 @@ class RunSummary:
     """The content of ``job.json``; empty if it is damaged."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """Records of the most recent epochs, oldest first."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """The content of ``result.json``; empty if the run is not finished."""
     submission: dict[str, Any] = field(default_factory=dict)
     """The record of the newest submission; empty if there is none."""
     restart_log: list[dict[str, Any]] = field(default_factory=list)
@@ -295,7 +297,7 @@ def _facts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     paths, state, attempt = run.attempt_files(), run.state(), dict[str, Any]()
     facts: dict[str, Any] = {"state": state, "n_attempts": len(paths)}
     if state == "finished":
-        run.result()  # raises if it is damaged
+        facts["result"] = run.result()  # raises if it is damaged
     else:
         run.environment()  # likewise: training does not resume a run with a damaged environment record
     if paths:

@@ -87,6 +87,7 @@ class Status:
             "split": summary.split,
             "loss": summary.score("loss"),
             "accuracy": summary.score("accuracy"),
+            "test_accuracy": summary.result.get("test_accuracy"),
             "seconds_left": None if seconds is None else round(seconds, 1),
             "job_id": self.job_id,
             "node": self.node,

@@ -118,8 +118,8 @@ def query_queue(summaries: Sequence[RunSummary]) -> tuple[QueueListing | None, s
         job_ids = {job_id for summary in open_ones for job_id in summary.job_ids}
         listing = queue.list_queue(users_of(open_ones), job_ids, ended=True, seconds=0.6 * ANSWER_SECONDS)
     except SchedulerError as error:
-        # on a machine without SLURM, if no run ever had a job, nothing is missing
-        if "this machine has no SLURM" in str(error) and not any(summary.job_id for summary in summaries):
+        # on a machine that does not belong to a cluster, if no run ever had a job, nothing is missing
+        if client.is_absent(error) and not any(summary.job_id for summary in summaries):
             return None, ""
         # shortened to the last line that the command printed, without the advice
         reason = str(error).splitlines()[-1].partition(". ")[0].rpartition(": ")[2]

@@ -308,7 +308,15 @@ def test_a_narrow_terminal(words: tuple[str, ...]) -> None:
 def test_a_narrow_status_keeps_the_accuracy_and_says_what_is_hidden() -> None:
     shown = on_a_terminal("status", "runs", columns=44, PATH="/nowhere", NO_COLOR="1")
     assert "80.00 %" in shown or "90.00 %" in shown
-    assert "hidden on this narrow terminal: loss" in shown
+    assert max(map(len, shown.splitlines())) <= 44
+    [hidden] = re.findall(
+        "hidden on this narrow terminal: (.*); --wide or --json shows all of", " ".join(shown.split())
+    )
+    assert "loss" in hidden
+    assert "\x1b" not in shown
+    wide = on_a_terminal("status", "runs", "--wide", columns=44, PATH="/nowhere", NO_COLOR="1")
+    assert all(title in wide for title in hidden.split(", "))
+    assert "hidden" not in wide
 
 
 @pytest.mark.usefixtures("here")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import files
 from cnnjob.cli import status as screen
 from cnnjob.cli.screen import fit_columns
 from cnnjob.reporting import record as records
 from cnnjob.runs.logs import last_lines, newest_log
+from cnnjob.runs.run import Run
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, queue_row, set_answers
 from tests.helpers.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
@@ -30,7 +30,7 @@ def test_the_table(idle_slurm: FakeSlurm) -> None:
     run = with_job(stopped_run(Path("runs")))
     set_answers(idle_slurm, queue_row("PENDING", "Priority"))
     [header, _, line, count] = cnnjob("status").stdout.splitlines()
-    assert header.split() == ["run", "state", "epoch", "loss", "accuracy", "time", "left", "job", "node"]
+    assert header.split() == ["run", "state", "epoch", "loss", "val", "acc", "time", "left", "job", "node"]
     assert re.split(r" {2,}", line.strip())[:7] == [
         run.name, "pending", "2/4", "0.7500", "80.00 %", "2 s", "17",
     ]  # fmt: skip
@@ -41,7 +41,7 @@ def test_the_table(idle_slurm: FakeSlurm) -> None:
 def test_accuracy_is_of_the_training_images_where_nothing_else_is_known() -> None:
     run = stopped_run(Path("runs"), split=None)
     assert "75.00 %" in cnnjob("status").stdout
-    assert "accuracy:  75.00 % on the train images" in cnnjob("status", str(run.path)).stdout
+    assert "train acc: 75.00 % on the train images" in cnnjob("status", str(run.path)).stdout
 
 
 def test_time_left_is_unknown_before_the_first_epoch() -> None:
@@ -135,8 +135,20 @@ def test_a_small_screen_goes_without_what_is_spare() -> None:
     change_json(run.attempt_files()[-1], job_id="1234567")
     rows = [screen._row(status_of(run))]
     whole, small = (fit_columns(screen.HEADER, rows, screen.SPARE, width)[0] for width in (200, 62))
-    assert whole == ["run", "state", "epoch", "loss", "accuracy", "time left", "job", "node"]
-    assert small == ["run", "state", "epoch", "accuracy", "time left", "job"]
+    assert whole == ["run", "state", "epoch", "loss", "val acc", "time left", "job", "node"]
+    assert small == ["run", "state", "epoch", "val acc", "time left", "job"]
+
+
+def test_the_table_has_the_test_accuracy_of_finished_runs() -> None:
+    finished, stopped = finished_run(Path("runs")), stopped_run(Path("runs"), name="stopped")
+    header, _, *lines, _ = cnnjob("status", "--wide").stdout.splitlines()
+    accuracy = f"{100 * finished.result()['test_accuracy']:.2f} %"
+    at = header.index("test acc")
+    assert {line.split()[0]: line[at:].startswith(accuracy) for line in lines} == {
+        finished.name: True, stopped.name: False,
+    }  # fmt: skip
+    [facts, _] = json.loads(cnnjob("status", str(finished.path), str(stopped.path), "--json").stdout)
+    assert facts["test_accuracy"] == finished.result()["test_accuracy"]
 
 
 @pytest.mark.parametrize("name", ["job.json", "restarts.json", "cancelled.json"])
@@ -202,15 +214,47 @@ def test_following_over_a_requeue_and_a_successor(started: Callable[..., subproc
     assert read_until(child, "new") == "new\n"
     with_job(with_log(run, "successor\n", "18"), "18")
     assert read_until(child, "successor") == "successor\n"
-    files.write_json(run.result_file, {})
+    shutil.copy(finished_run(Path("other")).result_file, run.result_file)
+    assert f"cnnjob: {run.path}: finished, test accuracy " in read_until(child, "finished")
     assert child.wait(20) == 0
 
 
 def test_following_a_run_that_is_over_ends(started: Callable[..., subprocess.Popen[str]]) -> None:
     run = with_log(failed_run(Path("runs")), "the end\n")
     child = started("logs", str(run.path), "-f")
-    assert child.communicate(timeout=60)[0] == "the end\n"
-    assert child.returncode == 0
+    log, how = child.communicate(timeout=60)[0].splitlines()
+    assert (log, how.startswith(f"cnnjob: {run.path}: failed, "), child.returncode) == ("the end", True, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "state", "code"),
+    [(finished_run, "finished", 0), (stopped_run, "stopped", 75), (pending_run, "pending", 75)],
+)
+@pytest.mark.parametrize(
+    "squeue", [":", 'echo "squeue: fatal: Could not establish a configuration source" >&2; exit 1']
+)
+def test_following_ends_without_slurm_too(
+    idle_slurm: FakeSlurm, make: Callable[[Path], Run], state: str, code: int, squeue: str
+) -> None:
+    idle_slurm.install(squeue=squeue)
+    run = make(Path("runs"))
+    run.log_file.write_text("the end\n")
+    said = cnnjob("logs", str(run.path), "-f")
+    assert (said.exit_code, said.stdout) == (code, "the end\n")
+    assert re.fullmatch(rf"cnnjob: {run.path}: {state}, [^\n]+\n", said.stderr)
+
+
+def test_following_goes_on_while_a_job_waits(
+    idle_slurm: FakeSlurm, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run = with_log(with_job(stopped_run(Path("runs"))), "so far\n")
+    set_answers(idle_slurm, queue_row("PENDING", "Priority"))
+    child = started("logs", str(run.path), "-f")
+    waits = read_until(child, "waiting for job 17: jobs of higher priority start first")
+    assert waits.splitlines()[0] == "so far"
+    assert child.poll() is None
+    shutil.copy(finished_run(Path("other")).result_file, run.result_file)
+    assert child.wait(60) == 0
 
 
 def test_which_log() -> None:

@@ -45,12 +45,18 @@ def dead_process() -> dict[str, object]:
     return identity
 
 
+def new_folder(path: Path) -> Run:
+    """Return a run whose folder is empty."""
+    path.mkdir(exist_ok=True)
+    return Run(path)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     held = claim(run)
     files.write_json(held.path, {**held.record, "host": "elsewhere"})
     for sign in (held.path, run.heartbeat_file):
@@ -65,7 +71,7 @@ def test_a_sign_of_life_from_the_future_counts_from_when_it_is_seen(tmp_path: Pa
 
 
 def test_a_heartbeat_from_the_future_of_no_recorded_attempt_counts_from_when_it_is_seen(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     claim(run).end("stopped: SIGTERM", 5)
     os.utime(run.heartbeat_file, (time.time() + 7200,) * 2)
     with pytest.raises(BusyError, match=r"without a record in attempts/ .* 120 min in the future: .* again in 5 min$"):
@@ -74,7 +80,7 @@ def test_a_heartbeat_from_the_future_of_no_recorded_attempt_counts_from_when_it_
 
 
 def test_states_follow_the_folder(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     assert run.state() == "pending"
     held = claim(run)
     assert run.state() == "running"
@@ -93,7 +99,7 @@ def test_states_follow_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_held_run_is_left_alone(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     claim(run)
     before = tree(tmp_path)
     with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* since .*\. Wait for it, or stop it"):
@@ -118,7 +124,7 @@ def test_a_killed_holder_frees_the_run_at_once(tmp_path: Path) -> None:
 
 
 def test_a_holder_on_another_host_lives_as_long_as_its_heart_beats(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     held = claim(run)
     held.note(host="elsewhere")
     record = files.read_json(held.path)
@@ -244,7 +250,7 @@ def test_a_process_is_told_from_a_later_one_of_the_same_number(tmp_path: Path) -
 def test_a_process_of_another_table_is_known_by_its_heartbeat(tmp_path: Path, other: dict[str, Any]) -> None:
     """Another container's, or another machine's of the same name: the same number is another process here."""
     for facts in ({}, {"pid": 1}, {"pid": 2**22 + 1, "pid_started": "1"}):
-        run = Run(tmp_path / str(len(facts)))
+        run = new_folder(tmp_path / str(len(facts)))
         record = held_by(run, **{**process_identity(), **facts, **other})
         assert run.state() == "running"
         with pytest.raises(BusyError):
@@ -256,7 +262,7 @@ def test_a_process_of_another_table_is_known_by_its_heartbeat(tmp_path: Path, ot
 
 
 def test_a_machine_that_was_booted_again_frees_its_runs_at_once(tmp_path: Path) -> None:
-    run = Run(tmp_path / "a")
+    run = new_folder(tmp_path / "a")
     record = held_by(run, host=process_identity()["host"], boot="another")
     for sign in (record, run.heartbeat_file):
         silent(sign, min(time.clock_gettime(time.CLOCK_BOOTTIME) + 91, HEARTBEAT_LIMIT_SECONDS + 1))
@@ -436,7 +442,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
 
 
 def test_the_removed_record_of_the_newest_attempt_is_missed(tmp_path: Path) -> None:
-    claim(Run(tmp_path / "run")).end("stopped: SIGTERM", 0)
+    claim(new_folder(tmp_path / "run")).end("stopped: SIGTERM", 0)
     for path in (tmp_path / "run" / "attempts" / "0001.json", tmp_path / "run" / "heartbeat"):
         os.utime(path, (time.time() - 3600,) * 2)
     held = live(tmp_path / "run")
@@ -518,7 +524,7 @@ def test_an_attempt_is_superseded_by_any_later_one(tmp_path: Path) -> None:
 
 
 def test_a_copy_by_hard_links_has_a_heartbeat_of_its_own(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = new_folder(tmp_path / "run")
     claim(run).end("stopped: SIGTERM", 0)
     copy = Run(tmp_path / "copy")
     subprocess.run(["cp", "--archive", "--link", run.path, copy.path], check=True)
@@ -571,6 +577,8 @@ def race(start, answers):
 forks = multiprocessing.get_context("fork")
 start, answers = forks.Barrier(4), forks.Queue()
 racers = [forks.Process(target=race, args=(start, answers), daemon=True) for _ in range(4)]
+for number in range(20):
+    Path(sys.argv[1], str(number)).mkdir()
 for racer in racers:
     racer.start()
 print(json.dumps([answers.get(timeout=60) for _ in range(80)]))

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from cnnjob import files
-from cnnjob.errors import SchedulerError
+from cnnjob import api, files
+from cnnjob.errors import BusyError, DataError, SchedulerError
+from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.slurm.node.node_task import NodeTask
 from cnnjob.slurm.scheduler import sbatch
+from cnnjob.slurm.submit import submission
+from cnnjob.slurm.submit.request import Request
 from tests.helpers.cli import cnnjob
 from tests.helpers.fake_slurm import PENDING_FIELDS, FakeSlurm
+from tests.helpers.run_folders import pending_run
 
 
 @pytest.fixture
@@ -118,10 +122,52 @@ def test_no_second_try_where_the_queue_is_not_understood(counting_slurm: FakeSlu
 
 
 def test_a_refused_job_leaves_no_pickle(counting_slurm: FakeSlurm) -> None:
+    run = pending_run(Path("runs"))
     counting_slurm.install(sbatch='echo "sbatch: error: no" >&2; exit 1')
+    with pytest.raises(SchedulerError, match="sbatch: error: no"):
+        submission.submit([run], Request())
+    assert [*run.slurm_folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("refusal", [
+    {"sbatch": 'echo "sbatch: error: Memory specification can not be satisfied" >&2; exit 1'},
+    {"scontrol": 'echo "scontrol: fatal: Could not establish a configuration source" >&2; exit 1'},
+    {"scontrol": None, "sbatch": None, "squeue": None},
+], ids=["refused", "not configured", "no SLURM"])  # fmt: skip
+def test_a_submission_that_fails_leaves_no_new_run(counting_slurm: FakeSlurm, refusal: dict[str, str | None]) -> None:
+    older = pending_run(Path("runs"), name="toy")
+    counting_slurm.install(**refusal)
+    for sweep in ([], ["--seeds", "3"]):
+        refused = cnnjob("submit", "toy.toml", *sweep)
+        assert refused.exit_code == 4, refused.output
+        assert [run.path for run in Run.all(Path("runs"))] == [older.path]
+    with pytest.raises(SchedulerError):
+        api.submit(["toy.toml"], data=Path("data"), runs=Path("runs"))
+    assert [run.path for run in Run.all(Path("runs"))] == [older.path]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_submission_that_may_have_been_accepted_keeps_its_run(counting_slurm: FakeSlurm) -> None:
+    counting_slurm.install(sbatch="echo > called; kill -9 $$", squeue="[ ! -e called ]")
     assert cnnjob("submit", "toy.toml").exit_code == 4
     [run] = Run.all(Path("runs"))
     assert [path.name for path in run.slurm_folder.iterdir()] == ["request.json"]
+
+
+def test_a_run_that_is_used_is_not_removed(tmp_path: Path) -> None:
+    claimed, trained, submitted, unused = (pending_run(tmp_path, name=name) for name in ("a", "b", "c", "d"))
+    claim(claimed)
+    trained.log_file.write_text("")
+    submitted.slurm_folder.mkdir()
+    (submitted.slurm_folder / "request.json").write_text("{}")
+    (unused.slurm_folder).mkdir()
+    submission.remove_unused([claimed, trained, submitted, unused])
+    assert [run.name for run in Run.all(tmp_path)] == [claimed.name, trained.name, submitted.name]
+    with pytest.raises(DataError, match=r"the run's folder was removed\. Run the same command again"):
+        claim(unused)
+    with pytest.raises(BusyError, match="removed by another submission"):
+        submission.submit([unused], Request())
+    assert not unused.path.exists()
 
 
 def test_a_refused_job_leaves_the_files_of_others(counting_slurm: FakeSlurm) -> None:

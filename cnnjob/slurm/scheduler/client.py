@@ -29,8 +29,10 @@ _SILENT = re.compile(
     re.IGNORECASE,
 )
 """Messages that a command prints if SLURM's controller did not answer."""
-_ABSENT = re.compile(r"this machine has no SLURM|configuration source")
-"""Messages printed on a machine that has no SLURM commands, or no configuration for them."""
+_NOT_CONFIGURED = "configuration source"
+"""Part of what SLURM's commands print on a machine on which they are installed but not configured."""
+_ABSENT = re.compile(r"this machine has no SLURM|SLURM is installed on this machine, but not configured")
+"""Messages about a machine that has no SLURM commands, or no configuration for them."""
 _ALREADY_OVER = ("already completing", "already completed", "Invalid job id")
 """Parts of scancel's messages about a job that has ended."""
 _UNKNOWN = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
@@ -49,6 +51,10 @@ _FREE_TEXT = re.compile(
 """Keys in the output of ``scontrol show job`` whose values are chosen by a user or an administrator."""
 MOST_DIGITS = 18
 """Numbers with more digits are ignored: Python refuses to convert very long strings, and ``range`` overflows."""
+
+
+class RefusalError(SchedulerError):
+    """SLURM has answered that it refuses a request, so the request has no effect."""
 
 
 def has_slurm() -> bool:
@@ -114,8 +120,14 @@ def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedP
         for word in command[1:]:
             stderr = stderr.replace(word, "") if "/" in word else stderr
         # a command that was killed by a signal may have carried out the request, as after a timeout
-        silent = done.returncode < 0 or bool(_SILENT.search(stderr))
-        raise SchedulerError(f"{' '.join(command)}: refused, {message}", silent=silent)
+        if done.returncode < 0 or _SILENT.search(stderr):
+            raise SchedulerError(f"{' '.join(command)}: refused, {message}", silent=True)
+        if _NOT_CONFIGURED in message:
+            raise RefusalError(
+                f"{command[0]}: SLURM is installed on this machine, but not configured (found no configuration of a "
+                "cluster). Log in to a machine of the cluster"
+            )
+        raise RefusalError(f"{' '.join(command)}: refused, {message}")
     return done
 
 
@@ -205,6 +217,17 @@ def is_silent(error: BaseException | None) -> bool:
     The scheduler may answer later, and may have carried out the request.
     """
     return isinstance(error, SchedulerError) and (error.silent or is_silent(error.__cause__))
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, means that SLURM refused the request.
+
+    False if an earlier call with the same request was not answered, since that call may have had an effect.
+    """
+    chain: list[BaseException] = [error]
+    while context := chain[-1].__context__:
+        chain.append(context)
+    return any(isinstance(each, RefusalError) for each in chain) and not any(map(is_silent, chain))
 
 
 def is_absent(error: SchedulerError) -> bool:

@@ -1,14 +1,17 @@
 """Submitting runs as one SLURM job or as job arrays, each run only once even if submissions run concurrently."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import category
 
 from cnnjob import files
-from cnnjob.errors import BusyError, JobError, SchedulerError
+from cnnjob.errors import BusyError, CnnjobError, JobError, SchedulerError
 from cnnjob.jobs import json_files
-from cnnjob.runs import process
+from cnnjob.runs import claims, process
 from cnnjob.runs.restart_log import PREDECESSOR
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
@@ -86,6 +89,7 @@ def submit(
         One result per run, in the same order.
 
     Raises:
+        BusyError: a run was removed while this submission waited for another one.
         JobError: SLURM would misinterpret the name of the folder.
         PartlyBusyError: some runs were not submitted, because a job for them is already in the queue but was submitted
             for another folder, because another user or another cluster may have a job for them, or because their own
@@ -93,17 +97,47 @@ def submit(
         SchedulerError: SLURM refused a job, is not available, or did not answer.
     """
     _check_name(runs[0].path.resolve())
-    with locks.submitting(runs[0].path.parent, say):
+    with locks.submitting(runs[0].path.parent, say) as is_locked:
+        if removed := next((run for run in runs if not os.path.lexists(run.job_file)), None):
+            raise BusyError(f"{removed.path}: removed by another submission, which was refused. Run the command again")
         job_is_over = client.make_job_is_over(lambda: {job.job_id for job in queue.list_own_jobs()})
         states = {run.path: run.state(job_is_over) for run in runs}
         results = {run.path: Submitted(run, None, states[run.path]) for run in runs if states[run.path] in LEFT_ALONE}
         refusals: dict[Path, str] = {}
         if len(results) < len(runs):  # otherwise do not query SLURM: a finished sweep does not need it
-            refusals = _submit_remaining(runs, request, parallel, say, results)
+            requested = {run for run in runs if (run.slurm_folder / REQUEST).exists()}
+            try:
+                refusals = _submit_remaining(runs, request, parallel, say, results)
+            except SchedulerError as error:
+                if is_locked and client.was_refused(error):
+                    for run in runs:
+                        if run not in requested and not run.submission_file.exists():
+                            (run.slurm_folder / REQUEST).unlink(missing_ok=True)
+                raise
     ordered = [results[run.path] for run in runs if run.path in results]
     if refusals:
         raise PartlyBusyError(list(refusals.values()), ordered)
     return ordered
+
+
+def remove_unused(runs: Iterable[Run]) -> None:
+    """Remove new runs whose submission was refused, so that no run is left pending without a job.
+
+    A run is kept if its folder contains anything but the manifest: a request, which stays there unless SLURM has
+    refused it; the record of a job; or the record of an attempt. It is also kept if the file system does not support
+    locks, or if a process trains it.
+
+    Args:
+        runs: runs in one folder that were created for the submission.
+    """
+    for run in runs:
+        with locks.submitting(run.path.parent) as is_locked, suppress(OSError, CnnjobError):
+            unknown = {entry.name for entry in os.scandir(run.path)} - {run.job_file.name, run.slurm_folder.name}
+            if is_locked and not unknown and not any(run.slurm_folder.glob("*")):
+                claims.claim(run)  # so that no other process begins to train it
+                temporary = files.temporary_name(run.path)
+                run.path.rename(temporary)  # from here on, no process can claim it
+                shutil.rmtree(temporary)
 
 
 def _submit_remaining(
