@@ -12,7 +12,6 @@ from typing import Any
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare import prepare as preparation
 from cnnjob.data.prepare.arrays.in_memory import arrays_of
-from cnnjob.errors import CnnjobError
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report
@@ -112,7 +111,7 @@ def submit(
         _warn_of_older(run for _, run in pairs)
         for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
             submission.submit(part.runs, part.request, parallel)
-    except CnnjobError:
+    except Exception:
         submission.remove_unused(run for _, run in pairs if run not in known)
         raise
     return [run for _, run in pairs]

@@ -32,7 +32,7 @@ STATE_COLOURS = {
 }  # fmt: skip
 """Colours of the states of runs in tables; other states keep the terminal's colour."""
 MAX_TABLE_WIDTH = 2000
-"""Width of a table that is printed with all columns, whatever the width of the terminal, in characters."""
+"""Maximum width of a table that is printed with all columns, whatever the width of the terminal, in characters."""
 LAST_WIDTH = 16
 """Minimum width of a folded last column, in characters."""
 
@@ -152,8 +152,7 @@ def print_table(
     if is_long:
         typer.echo(_plain(header, rows))
     else:
-        table = build_table(header, rows, narrow=spare is not None)
-        console().print(table, width=MAX_TABLE_WIDTH if wide else None, soft_wrap=wide)
+        console(wide=wide).print(build_table(header, rows, narrow=spare is not None))
     if hidden := [title for title in filled if title not in header]:
         console().print(f"hidden on this narrow terminal: {', '.join(hidden)}; {advice}")
 
@@ -198,13 +197,13 @@ def _are_numbers(cells: "Iterable[str]") -> bool:
     return all(cell.replace(",", "").replace(".", "").strip("-").isdecimal() or not cell for cell in cells)
 
 
-def console() -> "Console":
-    """Return a rich console on stdout, 160 characters wide if stdout is not a terminal."""
+def console(*, wide: bool = False) -> "Console":
+    """Return a rich console on stdout, 160 characters wide if stdout is not a terminal; or wide enough for any table."""
     from rich.console import Console
 
     return Console(
         file=terminal(sys.stdout),
-        width=None if sys.stdout.isatty() else 160,
+        width=MAX_TABLE_WIDTH if wide else None if sys.stdout.isatty() else 160,
         color_system=None if os.environ.get("NO_COLOR") else "auto",  # otherwise, NO_COLOR leaves bold headers
         highlight=False,
         markup=False,
