@@ -198,7 +198,7 @@ def _are_numbers(cells: "Iterable[str]") -> bool:
 
 
 def console(*, wide: bool = False) -> "Console":
-    """Return a rich console on stdout, 160 characters wide if stdout is not a terminal; or wide enough for any table."""
+    """Return a rich console on stdout, 160 characters wide if stdout is no terminal, or wide enough for any table."""
     from rich.console import Console
 
     return Console(
