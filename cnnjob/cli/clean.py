@@ -39,7 +39,7 @@ def clean(
     from cnnjob.slurm import cleanup
 
     chosen = [Run(resolve_run(path, runs)) for path in named or ()]
-    items = cleanup.removable_runs(chosen) if chosen else cleanup.leftovers(runs, data)
+    items = cleanup.check_removable(chosen) if chosen else cleanup.find_leftovers(runs, data)
     total = f"{plural(len(items), 'item')}, {gigabytes(sum(item.size for item in items))}"
     if as_json:
         print_json([{"path": str(item.path), "reason": item.reason, "bytes": item.size} for item in items])

@@ -28,7 +28,7 @@ FOREIGN_SECONDS = 86400.0
 
 It cannot be checked from here whether the process that wrote the file is alive.
 """
-_CODE = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
+_SNAPSHOT_NAME = re.compile(rf"/{re.escape(CODE)}/([0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Leftover:
             ) from error
 
 
-def leftovers(runs: Path, data: Path) -> list[Leftover]:
+def find_leftovers(runs: Path, data: Path) -> list[Leftover]:
     """Return the files and folders that killed processes and old submissions have left behind.
 
     Args:
@@ -74,15 +74,16 @@ def leftovers(runs: Path, data: Path) -> list[Leftover]:
         Temporary files of processes that have ended, code snapshots that no unfinished run uses, and sweep folders
         whose runs have all been removed; sorted by path.
     """
+    empty_sweeps = [path for path in _find_sweeps(runs) if not _runs_of(path)]
     items = [
-        *(_leftover(path, "unfinished file of a process that has ended") for path in _abandoned(runs, data)),
-        *(_leftover(path, "code that no unfinished run uses") for path in _unused_code(runs, Run.all(runs))),
-        *(_leftover(path, "sweep whose runs have all been removed") for path in _sweeps(runs) if not _runs_of(path)),
+        *(_leftover(path, "unfinished file of a process that has ended") for path in _find_abandoned(runs, data)),
+        *(_leftover(path, "code that no unfinished run uses") for path in _find_unused_code(runs, Run.all(runs))),
+        *(_leftover(path, "sweep whose runs have all been removed") for path in empty_sweeps),
     ]
     return sorted(items, key=lambda item: item.path)
 
 
-def removable_runs(runs: Sequence[Run]) -> list[Leftover]:
+def check_removable(runs: Sequence[Run]) -> list[Leftover]:
     """Return the given runs as leftovers after checking that none of them is in use.
 
     Finished runs may be among them.
@@ -163,7 +164,7 @@ def _leftover(path: Path, reason: str) -> Leftover:
     return Leftover(path, reason, sum(file.lstat().st_size for file in inside))
 
 
-def _abandoned(runs: Path, data: Path) -> Iterator[Path]:
+def _find_abandoned(runs: Path, data: Path) -> Iterator[Path]:
     """Yield temporary files and folders of processes that have ended.
 
     A process on another host is assumed to have ended if its file or folder has not been changed for a day.
@@ -195,18 +196,18 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
+def _find_unused_code(runs: Path, known: Iterable[Run]) -> Iterator[Path]:
     """Yield the code snapshots that no unfinished run uses."""
     copies = [path for path in _folders(runs / CODE) if not path.name.startswith(".") and _age(path) > YOUNG_SECONDS]
     if not copies:
         return
     folders = [run.slurm_folder for run in known if _may_need_code(run)]
-    folders += [sweep for sweep in _sweeps(runs) if any(map(_may_need_code, _runs_of(sweep)))]
+    folders += [sweep for sweep in _find_sweeps(runs) if any(map(_may_need_code, _runs_of(sweep)))]
     if not all(os.access(folder, os.R_OK | os.X_OK) for folder in folders if os.path.lexists(folder)):
         return  # another user's run may need any of the snapshots
     # a batch script contains the path of the snapshot that its job runs
     scripts = (files.read_tail(path, files.TEXT_BYTES) for folder in folders for path in folder.glob("*.sh"))
-    used = {name for script in scripts for name in _CODE.findall(script)}
+    used = {name for script in scripts for name in _SNAPSHOT_NAME.findall(script)}
     used.add(snapshot_folder(Run(runs / "any")).name)  # a submission may be about to use it
     yield from (path for path in copies if path.name not in used)
 
@@ -220,7 +221,7 @@ def _may_need_code(run: Run) -> bool:
     return run.path.is_dir() and not (is_finished and _age(run.result_file) > YOUNG_SECONDS)
 
 
-def _sweeps(runs: Path) -> list[Path]:
+def _find_sweeps(runs: Path) -> list[Path]:
     return [path for path in _folders(runs / SWEEPS) if (path / "runs.json").exists() and _age(path) > YOUNG_SECONDS]
 
 

@@ -115,12 +115,12 @@ def _find_cause(status: Status) -> Cause:
         return _explain_left_queue(status)
     text = last_attempt_log(status.summary.run)
     # The first check that finds a cause decides, so specific causes come before general ones.
-    steps: tuple[Callable[[Status, str], Cause | None], ...] = (
+    checks: tuple[Callable[[Status, str], Cause | None], ...] = (
         _check_copy, _check_interpreter, _check_own_error, _check_memory, _check_disk, _check_before_it_began,
         _check_crash_loop, _check_not_restarted, _check_moved, _check_scheduler, _check_stop_request,
         _check_python_error, _check_killed,
     )  # fmt: skip
-    return next((cause for step in steps if (cause := step(status, text))), None) or _explain_silence(status)
+    return next((cause for check in checks if (cause := check(status, text))), None) or _explain_silence(status)
 
 
 def _explain_finished(status: Status) -> Cause:
@@ -193,27 +193,6 @@ def _explain_left_queue(status: Status) -> Cause:
     return Cause(describe_left_queue(summary), evidence, next_command.continue_command(summary.run))
 
 
-def user_of(number: str | None) -> str:
-    """Return a user's name and id, or only the id if the name is not known.
-
-    Args:
-        number: the user id as a string.
-    """
-    try:
-        return f"{pwd.getpwuid(int(number or '')).pw_name} (user {number})"
-    except (KeyError, ValueError, OverflowError):
-        return f"user {number}"
-
-
-def _recorded_end(status: Status) -> str:
-    """Return the recorded reason why the last attempt ended; empty if none was recorded."""
-    return shorten_lines(str(status.summary.attempt.get("why") or ""))
-
-
-def _attempt_file_name(status: Status) -> str:
-    return f"attempts/{status.summary.n_attempts:04d}.json"
-
-
 def _check_copy(status: Status, _: str) -> Cause | None:
     """Return the cause if the run is a copy that was made while the original was being trained."""
     summary = status.summary
@@ -258,24 +237,6 @@ def _check_own_error(status: Status, text: str) -> Cause | None:
     return Cause(failure or "it failed", _attempt_file_name(status), logs)
 
 
-def _check_before_it_began(status: Status, text: str) -> Cause | None:
-    """Return the cause if an error ended the job before the run began.
-
-    Such an error concerns the dataset, the available memory or a setup line of the batch script.
-    """
-    summary, decided = status.summary, status.summary.current_decision
-    decision = str(decided.get("said"))
-    if summary.state == "failed" or "own error" not in decision:
-        return None
-    evidence = str(newest_log(summary.run))
-    message = last_own_message(text, decision)
-    if not message:
-        message = last_error(text) or f"its job ended with exit code {decided.get('code')}"
-        if last_line := last_program_line(text):
-            evidence = f"{evidence}: {last_line}"
-    return Cause(message, evidence, next_command.logs_command(summary.run))
-
-
 def _check_memory(status: Status, text: str) -> Cause | None:
     """Return the cause if the run's record, its log or SLURM shows that memory ran out."""
     summary, outcome = status.summary, status.outcome
@@ -298,6 +259,24 @@ def _check_disk(status: Status, text: str) -> Cause | None:
     if not line and status.summary.state != "stopped":
         line = first_line_with(_DISK, text)
     return Cause("the disk is full", line, f"df -h {next_command.quoted_path(status.summary.run)}") if line else None
+
+
+def _check_before_it_began(status: Status, text: str) -> Cause | None:
+    """Return the cause if an error ended the job before the run began.
+
+    Such an error concerns the dataset, the available memory or a setup line of the batch script.
+    """
+    summary, decided = status.summary, status.summary.current_decision
+    decision = str(decided.get("said"))
+    if summary.state == "failed" or "own error" not in decision:
+        return None
+    evidence = str(newest_log(summary.run))
+    message = last_own_message(text, decision)
+    if not message:
+        message = last_error(text) or f"its job ended with exit code {decided.get('code')}"
+        if last_line := last_program_line(text):
+            evidence = f"{evidence}: {last_line}"
+    return Cause(message, evidence, next_command.logs_command(summary.run))
 
 
 def _check_crash_loop(status: Status, text: str) -> Cause | None:
@@ -324,6 +303,19 @@ def _check_not_restarted(status: Status, _: str) -> Cause | None:
     reason = _TO_RESUME.split(decision.removeprefix("not restarted, "), maxsplit=1)[0].removeprefix(f"{run.name}: ")
     sentence = f"{ended} and was not restarted: {reason}"
     return Cause(sentence, "slurm/restarts.json", next_command.continue_command(run))
+
+
+def _check_moved(status: Status, text: str) -> Cause | None:
+    """Return the cause if the run's folder, which contains its log, was moved during training."""
+    run, before = status.summary.run, status.summary.moved_from
+    if not (before and status.summary.n_attempts and status.summary.state == "lost"):
+        return None
+    command = next_command.continue_command(run)
+    former_name = run.path.with_name(Path(before).name)
+    if former_name.name != run.path.name:
+        command = f"mv {next_command.quoted_path(run)} {shlex.quote(str(former_name))} && {command}"
+    sentence = f"its folder was moved from {before} during training, so training stopped"
+    return Cause(sentence, f"{newest_log(run)}: {last_own_message(text)}", command)
 
 
 def _check_scheduler(status: Status, _: str) -> Cause | None:
@@ -366,19 +358,6 @@ def _check_stop_request(status: Status, _: str) -> Cause | None:
     return Cause(sentence, evidence, next_command.continue_command(summary.run))
 
 
-def _check_moved(status: Status, text: str) -> Cause | None:
-    """Return the cause if the run's folder, which contains its log, was moved during training."""
-    run, before = status.summary.run, status.summary.moved_from
-    if not (before and status.summary.n_attempts and status.summary.state == "lost"):
-        return None
-    command = next_command.continue_command(run)
-    former_name = run.path.with_name(Path(before).name)
-    if former_name.name != run.path.name:
-        command = f"mv {next_command.quoted_path(run)} {shlex.quote(str(former_name))} && {command}"
-    sentence = f"its folder was moved from {before} during training, so training stopped"
-    return Cause(sentence, f"{newest_log(run)}: {last_own_message(text)}", command)
-
-
 def _check_python_error(status: Status, text: str) -> Cause | None:
     if error := last_error(text):
         return Cause(error, str(newest_log(status.summary.run)), next_command.logs_command(status.summary.run))
@@ -392,18 +371,6 @@ def _check_killed(status: Status, _: str) -> Cause | None:
         return None
     command = next_command.continue_command(status.summary.run)
     return Cause(f"it was {_describe_exit(code)}", f"slurm/restarts.json: code {code}", command)
-
-
-def _describe_exit(code: int) -> str:
-    """Return the meaning of an exit code above 128, as a phrase that completes "it was …"."""
-    if code == NO_STEP:
-        return "not started by srun"
-    if code == _SIGNAL_CODES + signal.SIGALRM:
-        return "terminated because it did not stop before its job ended"
-    try:
-        return f"killed by signal {code - _SIGNAL_CODES} ({signal.Signals(code - _SIGNAL_CODES).name})"
-    except ValueError:
-        return f"terminated (exit code {code})"
 
 
 def _explain_silence(status: Status) -> Cause:
@@ -428,3 +395,36 @@ def _explain_silence(status: Status) -> Cause:
     if step := newest_step(summary.run.checkpoints_folder):
         sentence += f"; step {step:,} is saved"
     return Cause(sentence, f"{_attempt_file_name(status)}: {heartbeat}", command)
+
+
+def _describe_exit(code: int) -> str:
+    """Return the meaning of an exit code above 128, as a phrase that completes "it was …"."""
+    if code == NO_STEP:
+        return "not started by srun"
+    if code == _SIGNAL_CODES + signal.SIGALRM:
+        return "terminated because it did not stop before its job ended"
+    try:
+        return f"killed by signal {code - _SIGNAL_CODES} ({signal.Signals(code - _SIGNAL_CODES).name})"
+    except ValueError:
+        return f"terminated (exit code {code})"
+
+
+def _recorded_end(status: Status) -> str:
+    """Return the recorded reason why the last attempt ended; empty if none was recorded."""
+    return shorten_lines(str(status.summary.attempt.get("why") or ""))
+
+
+def _attempt_file_name(status: Status) -> str:
+    return f"attempts/{status.summary.n_attempts:04d}.json"
+
+
+def user_of(number: str | None) -> str:
+    """Return a user's name and id, or only the id if the name is not known.
+
+    Args:
+        number: the user id as a string.
+    """
+    try:
+        return f"{pwd.getpwuid(int(number or '')).pw_name} (user {number})"
+    except (KeyError, ValueError, OverflowError):
+        return f"user {number}"

@@ -43,13 +43,13 @@ from pathlib import Path
 from cnnjob.runs.claims import claim
 from cnnjob.errors import BusyError
 from cnnjob.runs.run import Run
-from cnnjob.slurm import cleanup as leftovers
+from cnnjob.slurm import cleanup as find_leftovers
 from cnnjob.runs.summary import read_summary
 from typer.testing import CliRunner
 from cnnjob.cli.main import app
 told = {run.name: [read_summary(run).state, "; ".join(read_summary(run).notes)] for run in Run.all(Path("runs"))}
 told["stderr"] = CliRunner().invoke(app, ["status"]).stderr
-told["clean"] = [one.path.name for one in leftovers.leftovers(Path("runs"), Path("data"))]
+told["clean"] = [one.path.name for one in find_leftovers.find_leftovers(Path("runs"), Path("data"))]
 for run in Run.all(Path("runs")):
     try:
         told[run.name].append(str(claim(run).number))

@@ -433,7 +433,7 @@ def test_a_training_whose_record_was_removed_writes_no_more_and_is_not_joined(tm
     with pytest.raises(BusyError, match="a process without a record in attempts/ is training this run"):
         claim(held.run)
     with pytest.raises(BusyError, match="not removed because an unknown process may be writing to it"):
-        cleanup.removable_runs([held.run])
+        cleanup.check_removable([held.run])
     old = time.time() - HEARTBEAT_LIMIT_SECONDS - 1
     os.utime(held.run.heartbeat_file, (old, old))
     claim(held.run).note(**dead_process())

@@ -208,8 +208,8 @@ def test_a_link_and_a_point_name_the_run_itself_and_once(tmp_path: Path, monkeyp
     run = finished_run(tmp_path)
     (tmp_path / "link").symlink_to(run.path)
     monkeypatch.chdir(run.path)
-    [one] = cleanup.removable_runs([Run(Path()), Run(tmp_path / "link"), Run(run.path), Run(Path("../link"))])
+    [one] = cleanup.check_removable([Run(Path()), Run(tmp_path / "link"), Run(run.path), Run(Path("../link"))])
     assert one.path.resolve() == run.path
-    [one] = cleanup.removable_runs([Run(tmp_path / "link")])
+    [one] = cleanup.check_removable([Run(tmp_path / "link")])
     one.remove()
     assert not run.path.exists()

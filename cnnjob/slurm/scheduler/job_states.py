@@ -81,21 +81,18 @@ _KNOWN = {
     "ReqNodeNotAvail": Wait("nodes that it requests are not available"),
     "NodeDown": Wait("a node that it requests is down"),
 }
-_PHRASES = (
-    (
-        re.compile(r"requeued[ _]in[ _]held|requeued[ _]held", re.IGNORECASE),
-        Wait("it was requeued and is held", release=True),
+_DESCRIBED = {
+    r"(?i)requeued[ _](?:in[ _])?held": Wait("it was requeued and is held", release=True),
+    # SLURM prints this for any reservation, even without the flag MAINT
+    "Reserved for maintenance": Wait(
+        "its nodes are reserved for maintenance or other jobs, starting before it could end"
     ),
-    (
-        re.compile(r"Reserved for maintenance"),  # SLURM prints this for any reservation, even without the flag MAINT
-        Wait("its nodes are reserved for maintenance or other jobs, starting before it could end"),
+    "May be reserved for other job": Wait("nodes that it requests may be reserved for another job"),
+    "Nodes required for job are": Wait(
+        "nodes that it requests are down, drained, or reserved for partitions of higher priority"
     ),
-    (re.compile(r"May be reserved for other job"), Wait("nodes that it requests may be reserved for another job")),
-    (
-        re.compile(r"Nodes required for job are"),
-        Wait("nodes that it requests are down, drained, or reserved for partitions of higher priority"),
-    ),
-)
+}
+"""Reasons that SLURM describes in words: a pattern of the words → what they mean."""
 _UNAVAILABLE = re.compile(r"UnavailableNodes:([^\s,(][^\s]{0,200})")
 _LIMIT = re.compile(r"(?P<owner>QOS|Assoc(?:iation)?)?(?P<kind>Grp|Max|Min)?.*")
 _RESOURCES = {
@@ -123,8 +120,8 @@ def parse_reason(reason: str) -> Wait:
     code = re.split(r"[,\s(]", text, maxsplit=1)[0]
     if nodes := _UNAVAILABLE.search(text):
         return Wait(f"nodes that it requests are down or drained ({nodes[1]})")
-    phrase = next((wait for pattern, wait in _PHRASES if pattern.search(text)), None)
-    return phrase or _KNOWN.get(code) or _parse_limit_reason(code) or Wait(text or "SLURM gives no reason")
+    described = next((wait for pattern, wait in _DESCRIBED.items() if re.search(pattern, text)), None)
+    return described or _KNOWN.get(code) or _parse_limit_reason(code) or Wait(text or "SLURM gives no reason")
 
 
 def _parse_limit_reason(code: str) -> Wait | None:

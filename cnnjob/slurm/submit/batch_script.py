@@ -107,7 +107,7 @@ def _path_lines(request: Request) -> list[str]:
 
 def _own_code_lines(code: Path) -> list[str]:
     """Return the lines of a shell function that sets the environment so that Python runs a code snapshot."""
-    variables = code_snapshot.environment(code)
+    variables = code_snapshot.python_environment(code)
     values = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
     unset = [name for name, value in variables.items() if value is None]
     return ["own_code() {", f"    unset {' '.join(unset)}", f"    export {' '.join(values)}", "}"]

@@ -29,10 +29,10 @@ Contents = Mapping[str, bytes | None]
 
 def snapshot_folder(run: Run) -> Path:
     """Return the snapshot folder for the package's current code; all runs in the same parent folder share it."""
-    return _folder(run, _package())
+    return _folder_of(run, _read_package())
 
 
-def environment(code: Path) -> dict[str, str | None]:
+def python_environment(code: Path) -> dict[str, str | None]:
     """Return the environment variables that make Python run a code snapshot.
 
     Python then imports nothing from the current folder. Bytecode is neither written to the snapshot nor read from
@@ -55,10 +55,10 @@ def save_snapshot(run: Run) -> Path:
     Raises:
         DataError: the copy cannot be written.
     """
-    package = _package()
-    folder = _folder(run, package)
+    package = _read_package()
+    folder = _folder_of(run, package)
     try:
-        if folder.is_symlink() or _contents(folder) != package:
+        if folder.is_symlink() or _read_contents(folder) != package:
             with _temporary_copy(folder, package) as fresh:
                 _install(fresh, folder, package)
     except OSError as error:
@@ -76,14 +76,14 @@ def check_snapshot() -> None:
     """
     if _ROOT.parent.name != CODE:
         return
-    contents = _contents(_ROOT)
+    contents = _read_contents(_ROOT)
     if (digest := _snapshot_digest(contents)) != _ROOT.name:
-        odd = [f" and {entry}" for entry, content in contents.items() if content is None or "__pycache__" in entry]
-        difference = f"digest {digest}{''.join(odd[:1])}"
+        unexpected = [entry for entry, content in contents.items() if content is None or "__pycache__" in entry]
+        difference = f"digest {digest}{f' and {unexpected[0]}' if unexpected else ''}"
         raise DataError(f"{_ROOT}: not the code that was submitted (found {difference}). Submit the run again")
 
 
-def _folder(run: Run, package: Contents) -> Path:
+def _folder_of(run: Run, package: Contents) -> Path:
     return run.path.resolve().parent / CODE / _snapshot_digest(package)
 
 
@@ -96,7 +96,7 @@ def _snapshot_digest(contents: Contents) -> str:
     return files.short_digest(files.sha256_of(*parts))
 
 
-def _package() -> dict[str, bytes]:
+def _read_package() -> dict[str, bytes]:
     """Return this package's files, except bytecode and hidden files, and among them the file with the commit.
 
     A snapshot is not a Git repository, so the commit is stored with the code.
@@ -106,7 +106,7 @@ def _package() -> dict[str, bytes]:
     return {**contents, f"{files.PACKAGE.name}/{COMMIT_FILE}": files.readable_json(find_commit()).encode()}
 
 
-def _contents(folder: Path) -> Contents:
+def _read_contents(folder: Path) -> Contents:
     """Return everything in a snapshot, including hidden files, bytecode, links and empty folders.
 
     Any of them could change what Python imports.
@@ -116,13 +116,13 @@ def _contents(folder: Path) -> Contents:
         parent = Path(directory)
         links = [name for name in subfolders if (parent / name).is_symlink()]
         entries = [parent / name for name in (*names, *links) if not name.startswith(_NFS)]
-        contents |= {str(entry.relative_to(folder)): _file_content(entry) for entry in entries}
+        contents |= {str(entry.relative_to(folder)): _read_content(entry) for entry in entries}
         if not (subfolders or names) and parent != folder:
             contents[str(parent.relative_to(folder))] = None
     return contents
 
 
-def _file_content(path: Path) -> bytes | None:
+def _read_content(path: Path) -> bytes | None:
     """Return a file's content; None for a link, a pipe, or a file that cannot be read or is too large to be code."""
     with suppress(DataError):
         return None if path.is_symlink() else files.read_bytes(path)
@@ -168,7 +168,7 @@ def _repair(folder: Path, package: Mapping[str, bytes], fresh: Path) -> None:
 
     The folder itself is not replaced, since a SLURM job may be starting from it.
     """
-    contents = _contents(folder)
+    contents = _read_contents(folder)
     folders = {parent for name in package for parent in Path(name).parents}
     for name in (name for name, content in contents.items() if content is None or name not in package):
         # a folder that is not part of the package is removed as a whole

@@ -157,12 +157,12 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 def _child_environment(code: Path) -> Iterator[None]:
     """Make processes that are started in the ``with`` block run a code snapshot and ignore Ctrl-C in the terminal.
 
-    The processes import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.environment`).
+    The processes import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.python_environment`).
     submitit cannot pass an environment to the processes it starts, so this process changes its own environment inside
     the block. On Ctrl-C, a terminal sends SIGINT to child processes too. Child processes inherit ignored signals, so
     this process ignores SIGINT inside the block.
     """
-    variables = code_snapshot.environment(code)
+    variables = code_snapshot.python_environment(code)
     saved = {name: os.environ.pop(name) for name in variables if name in os.environ}
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update({name: value for name, value in variables.items() if value is not None})
