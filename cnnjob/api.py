@@ -16,6 +16,7 @@ from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
 from cnnjob.reporting.report import Report
 from cnnjob.runs.creation import describe_replaced_runs
+from cnnjob.runs.initial import find_initial
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.client import job_is_over
 from cnnjob.training import evaluation
@@ -148,7 +149,7 @@ def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
 
 def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
     """Return a job's training setup, checked against the dataset, and the job's run, which is created if necessary."""
-    job = load_job(job, data=data) if isinstance(job, str) else job
+    job = load_job(job, data=data, runs=runs) if isinstance(job, str) else find_initial(job, runs)
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)
 

@@ -127,7 +127,7 @@ def submit(
     # The user's overrides come last, so that --set resources.backend=… overrides the profile.
     settings = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     names = jobs or [_only_job(data)]
-    grids = [_with_datasets(expand(name, settings, sweep or (), seeds, DefaultJobs(data)), data) for name in names]
+    grids = [_checked_grid(expand(name, settings, sweep or (), seeds, DefaultJobs(data)), data, runs) for name in names]
     if dry_run:
         for grid in grids:
             _dry_run(grid, request, runs, parallel, asked=asks_for_gpus, rehearsal=rehearsal)
@@ -179,12 +179,13 @@ def _only_job(data: Path) -> str:
     raise JobError(f"submit: no job specified (found {count} in {data}/). Choose one of {', '.join(prepared)}")
 
 
-def _with_datasets(jobs: "Sequence[Job]", data: Path) -> "list[tuple[Job, Dataset]]":
-    """Return each job with its dataset; check that they match before anything is created or submitted."""
+def _checked_grid(jobs: "Sequence[Job]", data: Path, runs: Path) -> "list[tuple[Job, Dataset]]":
+    """Return each job with its initial weights found, and its dataset; check them before anything is created."""
     from cnnjob.data.dataset import Dataset
+    from cnnjob.runs.initial import find_initial
     from cnnjob.training.setup import TrainingSetup
 
-    grid = [(job, Dataset.find(job.dataset, data)) for job in jobs]
+    grid = [(find_initial(job, runs), Dataset.find(job.dataset, data)) for job in jobs]
     for job, dataset in grid:
         TrainingSetup.checked(job, dataset)
     return grid
@@ -198,6 +199,7 @@ def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Pat
     from cnnjob.jobs.sweep import job_differences
     from cnnjob.runs.creation import create_run, describe_replaced_runs
 
+    _print_initial(grid)
     created = [create_run(job, dataset, runs) for job, dataset in grid]
     for message in describe_replaced_runs(created):
         typer.echo(message, err=True)
@@ -206,6 +208,15 @@ def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Pat
         run.path: (run, f" ({settings})" if settings else "")
         for run, settings in zip(created, differences, strict=True)
     }
+
+
+def _print_initial(grid: "Sequence[tuple[Job, Dataset]]") -> None:
+    """Print where initial weights come from and which layers take them; once if it is the same for several jobs."""
+    from cnnjob.training.setup import TrainingSetup
+
+    setups = (TrainingSetup.build(job, dataset) for job, dataset in grid if job.model.init_from)
+    for text in dict.fromkeys("\n".join(setup.describe_initial()) for setup in setups):
+        typer.echo(text)
 
 
 def _submit(part: "Part", names: "dict[Path, str]", parallel: int | None) -> None:
@@ -346,6 +357,7 @@ def _dry_run(
     typer.echo(format_toml(job.model_dump(mode="json", exclude_none=True)) + "\n")
     for run, settings in zip(runs, job_differences([job for job, _ in grid]), strict=True):
         typer.echo(f"run: {run.path}{settings and f' ({settings})'}, {run.state()}")
+    _print_initial(grid)
     for part in parts:
         each = " each" if len(part.runs) > 1 else ""
         share = f", {len(part.runs)} of {len(runs)} runs" if len(part.runs) < len(runs) else ""

@@ -55,7 +55,7 @@ def train(
     from cnnjob.training.staging import stage_dataset
     from cnnjob.training.train import train as train_run
 
-    requested = load_job(job, overrides or (), data)
+    requested = load_job(job, overrides or (), data, runs)
     setup = TrainingSetup.checked(requested, Dataset.find(requested.dataset, data))
     run = setup.create_run(runs)
     for message in describe_replaced_runs([run]):

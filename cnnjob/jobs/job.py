@@ -135,6 +135,8 @@ class Job(Settings):
             require_no_conflict(applied, key, override)
             apply_override(content, key, value, override, applied)
             applied[key] = override
+            if key == ("model", "init_from") and ("model", "init_sha256") not in applied:
+                content["model"].pop("init_sha256", None)  # it belongs to the weights that have been replaced
         content.setdefault("name", path.stem)
         return cls.checked(content, f"{path} with --set" if applied else str(path))
 
@@ -166,11 +168,26 @@ class Job(Settings):
 
         Returns:
             64 hexadecimal digits, the same on every machine.
+
+        Raises:
+            JobError: the weights of ``model.init_from`` have not been found yet; see
+                :func:`cnnjob.runs.initial.find_initial`.
         """
+        if self.model.init_from and not self.model.init_sha256:
+            raise JobError(
+                f"model.init_from: the weights have not been read yet, so the run has no name (found "
+                f"{format_value(self.model.init_from)} without init_sha256). Pass the job through find_initial first"
+            )
         # The backend is left out although it affects the last bits: a run keeps the one that its first attempt chose.
         settings = self.model_dump(
             mode="json",
-            exclude={"name": True, "dataset": True, "resources": True, "train": {"checkpoint_seconds"}},
+            exclude={
+                "name": True,
+                "dataset": True,
+                "resources": True,
+                "train": {"checkpoint_seconds"},
+                "model": {"init_from"},
+            },
             exclude_defaults=True,  # so that adding a key to the schema renames no run
         )
         return sha256_of(canonical_json({"format": FORMAT, "job": settings, "data": data_digest}).encode())
@@ -215,5 +232,4 @@ def _read_frozen(path: Path) -> dict[str, Any]:
             f"{FORMAT}). The meaning of settings has changed since, so the run is not resumed. Pass the job file "
             "instead of the run folder"
         )
-    job: dict[str, Any] = frozen["job"]
-    return job
+    return manifest.job_in(frozen, path.parent)

@@ -1,10 +1,15 @@
 """Schema of ``job.json``: a run's resolved job and the dataset that the run was created for."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from cnnjob.jobs.json_files import Count, Fields, Sha256
+
+INITIAL = "initial.npz"
+"""Name of the file in a run's folder with the weights of ``model.init_from``, and that key's value in ``job.json``."""
 
 
 class ManifestData(Fields):
@@ -46,6 +51,19 @@ class _Job(Fields):
     train: _Train
 
 
+class InitialRecord(Fields):
+    """The origin of the weights in ``initial.npz``."""
+
+    source: str
+    """Absolute path of the file that the weights were copied from; it need not exist any more."""
+    sha256: Sha256
+    """SHA-256 of ``initial.npz``."""
+    run: str | None = None
+    """Name of the run that trained the weights; None if they came from a file outside a run."""
+    digest: Sha256 | None = None
+    """That run's digest."""
+
+
 class Manifest(Fields):
     """Content of ``job.json``.
 
@@ -58,6 +76,16 @@ class Manifest(Fields):
     data: ManifestData
     digest: Sha256
     """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are part of the run folder's name."""
+    initial: InitialRecord | None = None
+    """None if the initial weights are drawn."""
     format: Count | None = None
     sha256: Sha256 | None = None
     """The seal; missing in files written by versions without seals."""
+
+
+def job_in(frozen: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the job in a manifest, with initial weights, if there are any, from the run's own folder."""
+    job: dict[str, Any] = frozen["job"]
+    if not job["model"].get("init_from"):
+        return job
+    return {**job, "model": {**job["model"], "init_from": str(folder / INITIAL)}}

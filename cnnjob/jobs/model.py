@@ -4,6 +4,7 @@ The blocks are those of :mod:`cnnjob.nn`, and each block's fields are the keys o
 settings without effect are refused, and different settings with bitwise identical results become the same job.
 """
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -13,6 +14,7 @@ from cnnjob import nn
 from cnnjob.jobs.schema import Fraction, OrFalse, Settings, Table, format_value, is_older
 from cnnjob.nn.blocks import ConvInitialiser, Initialiser, Order, Part
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 LARGEST_DEVIATION = 10
 """Maximum standard deviation of initial weights."""
 _ORDER: Order = ("norm", "activation", "pool")
@@ -159,6 +161,19 @@ _Classifier = Annotated[
 ]
 
 
+def _require_sha256(digits: str) -> str:
+    if not _SHA256.fullmatch(digits):
+        raise ValueError(
+            f"input should be a SHA-256 of 64 hexadecimal digits in lower case, found {format_value(digits)}"
+        )
+    return digits
+
+
+# ``false``, as in a sweep, means no weights.
+_Source = Annotated[str, Field(min_length=1)]
+_OrNone = BeforeValidator(lambda value: None if value is False else value)
+
+
 class Model(Settings):
     """The network: its blocks in order; the classifier layer is implied."""
 
@@ -166,11 +181,23 @@ class Model(Settings):
     """Blocks in order, starting at the image; the classifier follows the last."""
     classifier: _Classifier = nn.Dense(units=1, activation="none")
     """Initialisation and training of the implied last layer: a table of settings."""
+    init_from: Annotated[_Source | None, _OrNone] = None
+    """Fine-tuning: take initial weights from a finished run (its folder, its name or the beginning of its name, or
+    ``latest``) or from an ``.npz`` file; ``false`` for none. A layer takes them if its name and its shapes are the same
+    there; all other layers are initialised as usual. The weights are copied to the run's folder when it is created."""
+    init_sha256: Annotated[str, AfterValidator(_require_sha256)] | None = None
+    """SHA-256 of the weights of ``init_from``: set when the run is created; in a job file, refuses any other."""
 
     @property
     def has_convolutions(self) -> bool:
         """True if any block, including those inside residual blocks, is a convolution."""
         return any(isinstance(block, nn.Conv | nn.Residual) for block in self.blocks)
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if self.init_sha256 and not self.init_from:
+            raise ValueError("init_sha256: has no effect without init_from. Set init_from, or omit init_sha256")
+        return self
 
     @model_validator(mode="after")
     def _whitens_images(self) -> Self:

@@ -64,9 +64,11 @@ def job_differences(jobs: Sequence[Job]) -> list[str]:
     If there is only one job, its string is empty.
     """
     settings = [dict(iterate_settings(job.model_dump(mode="json"))) for job in jobs]
-    # A setting of an unused kind (beta2 with SGD) is not a separate difference; ``...`` stands for a missing key.
+    # A setting of an unused kind (beta2 with SGD) is not a separate difference, nor is the digest of weights beside
+    # their location; ``...`` stands for a missing key.
     keys = [
         key for key in dict.fromkeys(chain(*settings))
         if len({repr(values.get(key, ...)) for values in settings if belongs_to_selected_kind(key, values)}) > 1
+        and key != "model.init_sha256"
     ]  # fmt: skip
     return [", ".join(f"{key}={values[key]}" for key in keys if key in values) for values in settings]

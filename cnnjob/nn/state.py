@@ -56,9 +56,14 @@ class State:
         self._backend.copy(self.layout.flatten(arrays, flat.dtype), flat)
 
     def initialise(
-        self, network: Network, seed: int, images: Array | None = None, pixels: PixelNormalisation | None = None
+        self,
+        network: Network,
+        seed: int,
+        images: Array | None = None,
+        pixels: PixelNormalisation | None = None,
+        given: Mapping[str, Array] | None = None,
     ) -> None:
-        """Draw the initial parameters, using NumPy for every backend.
+        """Draw the initial parameters that are not given, using NumPy for every backend.
 
         A parameter's values depend only on the seed and on the parameter's index in the network; whitening filters
         depend only on the images.
@@ -68,13 +73,15 @@ class State:
             seed: the job's seed.
             images: training images, NumPy uint8 (N, H, W, C), needed only by the whitening initialiser.
             pixels: normalisation of the images.
+            given: initial values of some parameters by name, in their shapes; none by default.
         """
-        first = next(iter(network.parameters.values()))
+        given = given or {}
+        first_name, first = next(iter(network.parameters.items()))
         whitening = np.zeros(0)
-        if first.init == "whitening" and images is not None and pixels is not None:
+        if first.init == "whitening" and first_name not in given and images is not None and pixels is not None:
             whitening = whitening_filters(images[: count_whitening_images(images.shape[1:])], first.shape, pixels)
         values = {
-            name: draw_initial_values(parameter, seed, parameter_index, whitening)
+            name: given[name] if name in given else draw_initial_values(parameter, seed, parameter_index, whitening)
             for parameter_index, (name, parameter) in enumerate(network.parameters.items())
         }
         self.write(values, self.parameters)

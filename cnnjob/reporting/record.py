@@ -19,11 +19,11 @@ from cnnjob.jobs import json_files, older
 from cnnjob.jobs.dotted_keys import KINDS
 from cnnjob.jobs.job import FORMAT
 from cnnjob.reporting import crosscheck, plots
+from cnnjob.reporting.attempts import Attempt, read_attempts
 from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.figures import Drawing
 from cnnjob.reporting.network_table import LayerRow, layer_rows
 from cnnjob.runs import metrics
-from cnnjob.runs.attempts import Attempt, read_attempts
 from cnnjob.runs.logs import last_lines, shorten_lines
 from cnnjob.runs.run import UNRECORDED, Run, manifest_format
 from cnnjob.runs.schemas import EvaluationRecord

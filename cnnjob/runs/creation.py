@@ -11,6 +11,8 @@ from cnnjob.errors import CnnjobError, DataError
 from cnnjob.files import disk_errors_as_cnnjob_error
 from cnnjob.jobs import json_files
 from cnnjob.jobs.job import FORMAT, Job
+from cnnjob.jobs.manifest import INITIAL
+from cnnjob.runs.initial import copy_initial, read_initial
 from cnnjob.runs.run import Run, manifest_format
 
 
@@ -18,7 +20,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
     """Return a job's run on a dataset; write the manifest if the run is new or the job's resources have changed.
 
     Args:
-        job: a job that has been checked against the dataset.
+        job: a job that has been checked against the dataset; its initial weights, if it has any, are copied.
         dataset: the job's dataset.
         root: the folder that contains the runs.
 
@@ -26,7 +28,7 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         The run.
 
     Raises:
-        DataError: the run's manifest is damaged or belongs to another job.
+        DataError: the run's manifest is damaged or belongs to another job, or the initial weights cannot be read.
     """
     run = Run.of(job, dataset.digest, root)
     digest = job.digest(dataset.digest)
@@ -36,7 +38,16 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
             f"{run.job_file}: belongs to another job, whose digest begins with the same digits. Move that run's "
             "folder elsewhere"
         )
-    if frozen and (frozen["job"] == job.model_dump(mode="json") or run.state() in {"finished", "running"}):
+    initial, settings = None, job.model_dump(mode="json")
+    if job.model.init_from:
+        initial = read_initial(job)
+        settings["model"]["init_from"] = INITIAL
+        if not frozen or run.state() not in {"finished", "running"}:
+            # Before the manifest, so that a run that exists has its weights. A damaged copy is replaced.
+            with disk_errors_as_cnnjob_error(run.path):
+                run.path.mkdir(parents=True, exist_ok=True)
+                copy_initial(run, initial)
+    if frozen and (frozen["job"] == settings or run.state() in {"finished", "running"}):
         return run
     data: dict[str, Any] = {
         "path": str(dataset.path.resolve()),
@@ -49,9 +60,9 @@ def create_run(job: Job, dataset: Dataset, root: Path) -> Run:
         # How images with other sizes or with transparency were prepared, if not by default.
         **{key: dataset.options[key] for key in ("fit", "background") if key in dataset.options},
     }
-    content = json_files.add_seal(
-        {"format": FORMAT, "digest": digest, "job": job.model_dump(mode="json"), "data": data}
-    )
+    # The same weights may be given by another path later; the first one is where they came from.
+    origin = {"initial": frozen.get("initial") or initial.origin} if initial else {}
+    content = json_files.add_seal({"format": FORMAT, "digest": digest, "job": settings, "data": data, **origin})
     with disk_errors_as_cnnjob_error(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
         if frozen:

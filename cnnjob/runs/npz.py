@@ -87,6 +87,11 @@ def require_digest(file: BinaryIO, where: str) -> None:
     file.seek(0)
 
 
+def has_digest(content: bytes | memoryview) -> bool:
+    """Return whether a file's content ends as :func:`arrays_to_bytes` makes it, with a digest, right or wrong."""
+    return bytes(content[-_DIGITS - len(_LABEL) : -_DIGITS]) == _LABEL
+
+
 def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.ndarray]:
     """Verify the output of :func:`arrays_to_bytes` and return its arrays.
 
@@ -101,7 +106,7 @@ def arrays_from_bytes(content: bytes | memoryview, where: str) -> dict[str, np.n
         DataError: the content is truncated or altered, or was not written by this module.
     """
     body, digest = content[:-_DIGITS], content[-_DIGITS:]
-    if bytes(body[-len(_LABEL) :]) != _LABEL or hashlib.sha256(body).hexdigest().encode() != bytes(digest):
+    if not has_digest(content) or hashlib.sha256(body).hexdigest().encode() != bytes(digest):
         raise DataError(_damaged(where, len(content)))
     try:
         return dict(_member_arrays(memoryview(content)))

@@ -2,6 +2,7 @@
 
 runs/NAME-<digest8>/
 job.json            the resolved job and a description of its dataset, fixed at creation
+initial.npz         the weights that training starts from, with model.init_from
 environment.json    the environment of the first attempt
 attempts/0001.json  one file per attempt, which serves as claim, restart counter and fence
 history.jsonl       one line per epoch (derived from the checkpoint)
@@ -107,6 +108,11 @@ class Run:
         return self.path / "job.json"
 
     @property
+    def initial_file(self) -> Path:
+        """Path of the weights that training starts from; there is none if they are drawn."""
+        return self.path / manifest.INITIAL
+
+    @property
     def environment_file(self) -> Path:
         """Path of the record of the first attempt's environment."""
         return self.path / "environment.json"
@@ -197,7 +203,8 @@ class Run:
             DataError: the job is missing or damaged.
         """
         frozen = self.manifest()
-        return Job.checked(frozen["job"], str(self.job_file), manifest_format(frozen))
+        job = manifest.job_in(frozen, self.path)
+        return Job.checked(job, str(self.job_file), manifest_format(frozen))
 
     def is_older(self) -> bool:
         """Return whether the run's job is in a format other than the current one; if so, the run cannot be resumed.

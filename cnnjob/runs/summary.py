@@ -4,7 +4,7 @@ Only what one line of ``status`` needs is read from each file, since there may b
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -212,12 +212,13 @@ def find_runs(*paths: Path) -> list[Run]:
     return [run for run in Run.all(*paths) if looks_like_a_run(run.path)]
 
 
-def resolve_run(given: Path, root: Path) -> Path:
+def resolve_run(given: Path, root: Path, without: Container[str] = ()) -> Path:
     """Return the folder that the user means by a path, a run's name, the beginning of its name, or ``latest``.
 
     Args:
         given: what the user typed; an existing path is returned unchanged, and anything with a slash is a path.
         root: the folder of runs in which names are looked up. ``latest`` is the run with the most recent attempt.
+        without: names of runs in ``root`` that are not meant.
 
     Raises:
         DataError: there is no such run; the message suggests a similar name.
@@ -227,7 +228,7 @@ def resolve_run(given: Path, root: Path) -> Path:
         return given
     is_name = len(given.parts) == 1
     folder = root if is_name else given.parent
-    names = [run.name for run in find_runs(folder)]
+    names = [run.name for run in find_runs(folder) if run.name not in without]
     if not is_name:
         matches = list[str]()
     elif given.name == LATEST:

@@ -22,8 +22,8 @@ _REPEATED_OPTIONS = (
 """Request options that the command repeats unless they have their default values."""
 _DEFAULT_GPUS = (0, 1)
 """Numbers of GPUs that the backend implies, so the command need not repeat them."""
-_OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds")
-"""Settings that a run's digest does not cover, so the command need not repeat them."""
+_OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds", "model.init_sha256")
+"""Settings that the command need not repeat: the digest does not cover them, or they follow from others."""
 _MEMORY = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
 
 

@@ -1,12 +1,23 @@
-"""Conversion of a job's settings to :mod:`cnnjob.nn` objects, such as the network, optimiser and schedule."""
+"""Conversion of a job's settings to :mod:`cnnjob.nn` objects, such as the network, optimiser and schedule.
 
-from dataclasses import replace
+For fine-tuning, this includes which layers take the weights of another run or file, and which are new.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cnnjob import nn
 from cnnjob.errors import JobError
+from cnnjob.files import short_digest
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.model import Model
 from cnnjob.jobs.settings import DataSettings, DecaySettings, SgdSettings, TrainSettings
+from cnnjob.nn.blocks import Layer
+from cnnjob.runs.initial import Arrays, InitialWeights, describe_shapes, read_initial
+
+_SHOWN_REASONS = 3
+"""Maximum number of layers whose reasons an error lists."""
 
 
 def build_network(model: Model, image_shape: tuple[int, int, int], classes: int) -> nn.Network:
@@ -23,10 +34,21 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
     Raises:
         JobError: a block does not match the output of the preceding block.
     """
+    blocks: list[nn.Block] = [*model.blocks, replace(model.classifier, units=classes)]
+    if model.init_from:
+        blocks = list(map(_freeze_fully, blocks))
     try:
-        return nn.Network.build([*model.blocks, replace(model.classifier, units=classes)], image_shape)
+        return nn.Network.build(blocks, image_shape)
     except ValueError as error:
         raise JobError(f"model.blocks: {error}. Change the block or its position") from error
+
+
+def _freeze_fully(block: nn.Block) -> nn.Block:
+    """Return a block of a fine-tuned network: if its weights are frozen, its bias and normalisation are too."""
+    if isinstance(block, nn.Residual):
+        inner = (replace(one, fully_frozen=one.frozen) if isinstance(one, nn.Conv) else one for one in block.blocks)
+        return replace(block, blocks=tuple(inner))
+    return replace(block, fully_frozen=block.frozen) if isinstance(block, nn.Conv | nn.Dense) else block
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:
@@ -76,3 +98,116 @@ def build_pixels(data: DataSettings, mean: tuple[float, ...], std: tuple[float, 
         if data.pixels == "standardised"
         else nn.PixelNormalisation.unit(len(mean))
     )
+
+
+@dataclass(frozen=True)
+class InitialLayers:
+    """The layers of a network, divided by where their initial values come from."""
+
+    weights: InitialWeights
+    arrays: Arrays
+    """The arrays that are taken, by name, float32."""
+    taken: tuple[str, ...]
+    """Names of the layers that take all their arrays from the weights."""
+    frozen: dict[str, str]
+    """Those of them that keep these values: ``frozen``, or ``frozen in part`` for a residual block."""
+    new: dict[str, str]
+    """Names of the layers that are initialised as usual, each with the reason."""
+    left_out: tuple[str, ...]
+    """Layers (or arrays outside a layer) in the weights that the network does not have."""
+
+    @classmethod
+    def of(cls, job: Job, network: nn.Network) -> "InitialLayers | None":
+        """Read a job's initial weights and compare them with its network.
+
+        Args:
+            job: a job from :func:`cnnjob.runs.initial.find_initial`.
+            network: the job's network.
+
+        Returns:
+            The layers; None if the job has no ``model.init_from``.
+
+        Raises:
+            DataError: the weights are missing or damaged.
+            JobError: no layer fits, or a frozen layer does not.
+        """
+        if not job.model.init_from:
+            return None
+        weights = read_initial(job)
+        layers = [layer for layer in network.layers if layer.parameters]
+        reasons = {layer.name: _why_new(layer, weights.arrays, network) for layer in layers}
+        new = {name: reason for name, reason in reasons.items() if reason}
+        frozen = {layer.name: part for layer in layers if (part := _frozen_part(layer.block))}
+        if len(new) == len(layers):
+            found = describe_shapes({name: array.shape for name, array in weights.arrays.items()})
+            needed = describe_shapes({name: parameter.shape for name, parameter in network.parameters.items()})
+            raise JobError(
+                f"model.init_from: the weights in {weights.origin['source']} fit no layer (found {found}; the network "
+                f"needs {needed}). Use the blocks of the network that was trained, or an .npz file whose arrays have "
+                "these names and shapes"
+            )
+        if unfit := {name: reason for name, reason in new.items() if name in frozen}:
+            raise JobError(
+                f"model.blocks: a frozen block would keep random weights, since those of {weights.source} do not fit "
+                f"(found {_join(unfit)}). Set frozen = false there, or change the block"
+            )
+        names = [name for layer in layers if layer.name not in new for name in layer.parameters]
+        present = dict.fromkeys(name.partition("/")[0] for name in weights.arrays)
+        left_out = tuple(name for name in present if name not in reasons)
+        taken = tuple(name for name in reasons if name not in new)
+        return cls(weights, {name: weights.arrays[name] for name in names}, taken, frozen, new, left_out)
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines on where the weights come from and what becomes of each layer."""
+        yield f"initial weights: {self.weights.source} (SHA-256 {short_digest(self.weights.sha256)})"
+        taken = {name: self.frozen.get(name, "") for name in self.taken}
+        yield f"  taken: {_join(taken, len(taken))}"
+        if self.new:
+            yield f"  new: {_join(self.new, len(self.new))}"
+        if self.left_out:
+            yield f"  not in this network: {', '.join(self.left_out)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the same as a dict for JSON."""
+        return {
+            **self.weights.origin,
+            "taken": list(self.taken),
+            "frozen": [name for name in self.taken if name in self.frozen],
+            "new": self.new,
+            "left_out": list(self.left_out),
+        }
+
+
+def _frozen_part(block: nn.Block) -> str:
+    """Return ``frozen``, or ``frozen in part`` for a residual block with other convolutions; empty if nothing is."""
+    if isinstance(block, nn.Residual):
+        parts = {inner.frozen for inner in block.blocks if isinstance(inner, nn.Conv)}
+        return "" if True not in parts else "frozen in part" if False in parts else "frozen"
+    return "frozen" if isinstance(block, nn.Conv | nn.Dense) and block.frozen else ""
+
+
+def _why_new(layer: Layer, arrays: Arrays, network: nn.Network) -> str:
+    """Return why a layer cannot take its weights, in a few words; empty if it can."""
+    expected = {name: parameter.shape for name, parameter in layer.parameters.items()}
+    found = {name: array.shape for name, array in arrays.items() if name.startswith(f"{layer.name}/")}
+    if not found:
+        return "not in the weights"
+    if layer is network.layers[-1]:
+        classes = {shape[-1] for shape in found.values() if shape}
+        if len(classes) == 1 and classes != {network.classes}:
+            return f"{classes.pop()} classes in the weights, {network.classes} here"
+    for name in dict.fromkeys([*expected, *found]):
+        if expected.get(name) != found.get(name):
+            return f"{name} has {_shape_text(found, name)} in the weights, {_shape_text(expected, name)} here"
+    return ""
+
+
+def _shape_text(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    return f"shape {'×'.join(map(str, shapes[name]))}" if name in shapes else "no array"
+
+
+def _join(reasons: Mapping[str, str], limit: int = _SHOWN_REASONS) -> str:
+    """Return layers, each with a reason in brackets if it has one, on one line; those beyond the limit are counted."""
+    shown = [f"{name} ({reason})" if reason else name for name, reason in reasons.items()]
+    more = [f"and {len(shown) - limit} more"] if len(shown) > limit else []
+    return ", ".join([*shown[:limit], *more])

@@ -10,6 +10,7 @@ import numpy as np
 from cnnjob.data.dataset import SUFFIXES, Dataset
 from cnnjob.errors import JobError, closest_name
 from cnnjob.jobs.job import Job, list_jobs
+from cnnjob.runs.initial import find_initial
 from cnnjob.training.split import count_validation_images
 
 _VALIDATION_FRACTION = 0.1
@@ -28,19 +29,20 @@ _EPOCHS = (10, 100)
 """Minimum and maximum number of epochs."""
 
 
-def load_job(name: str, overrides: Any = (), data: Path = Path("data")) -> Job:
-    """Load a job by its name or file, or else the built-in job for a prepared dataset.
+def load_job(name: str, overrides: Any = (), data: Path = Path("data"), runs: Path = Path("runs")) -> Job:
+    """Load a job by its name or file, or else the built-in job for a prepared dataset, and find its initial weights.
 
     Args:
         name: a job's name or file, as in :meth:`cnnjob.jobs.job.Job.load`; or a prepared dataset's name or file.
         overrides: ``key=value`` strings.
         data: the folder with the datasets.
+        runs: the folder in which the run of ``model.init_from`` is looked up by name.
 
     Raises:
         JobError: neither a job nor a dataset with this name was found, or the job is not valid.
-        DataError: the dataset is damaged.
+        DataError: the dataset is damaged, or the initial weights are missing or damaged.
     """
-    return Job.load(name, overrides, default=DefaultJobs(data))
+    return find_initial(Job.load(name, overrides, default=DefaultJobs(data)), runs)
 
 
 class DefaultJobs:

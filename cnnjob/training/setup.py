@@ -12,7 +12,7 @@ from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.runs.creation import create_run, open_run_dataset
 from cnnjob.runs.run import Run
-from cnnjob.training.build import build_network, build_schedule
+from cnnjob.training.build import InitialLayers, build_network, build_schedule
 from cnnjob.training.idle_settings import require_effect
 from cnnjob.training.split import estimate_split_counts, split_training_images
 
@@ -62,7 +62,7 @@ class TrainingSetup:
 
         Raises:
             JobError: the job cannot be trained on the dataset.
-            DataError: the labels cannot be read.
+            DataError: the labels or the initial weights cannot be read.
         """
         setup = cls.build(job, dataset)
         setup.check()
@@ -86,6 +86,20 @@ class TrainingSetup:
         """
         return cls.build(job or run.job(), open_run_dataset(run, dataset))
 
+    def initial_layers(self) -> InitialLayers | None:
+        """Return which layers take initial weights from another run or file; None without ``model.init_from``.
+
+        Raises:
+            DataError: the weights are missing or damaged.
+            JobError: no layer fits, or a frozen layer does not.
+        """
+        return InitialLayers.of(self.job, self.network)
+
+    def describe_initial(self) -> list[str]:
+        """Return lines on the initial weights for the user; none without ``model.init_from``."""
+        initial = self.initial_layers()
+        return list(initial.describe()) if initial else []
+
     def create_run(self, root: Path) -> Run:
         """Create or find the run in a runs folder, as :func:`cnnjob.runs.creation.create_run` does."""
         return create_run(self.job, self.dataset, root)
@@ -102,6 +116,7 @@ class TrainingSetup:
             JobError: the job cannot be trained on the dataset.
         """
         job = self.job
+        self.initial_layers()
         self._check_trainable()
         self._check_translations()
         self._check_counts()

@@ -17,6 +17,7 @@ from cnnjob.runs import claims
 from cnnjob.runs.checkpoints import newest_step
 from cnnjob.runs.claims import Claim
 from cnnjob.runs.creation import open_run_dataset
+from cnnjob.runs.initial import read_initial
 from cnnjob.runs.process import HEARTBEAT_SECONDS
 from cnnjob.runs.run import JobIsOver, Run
 from cnnjob.training.backend import make_backend, select_backend, start_workers
@@ -71,7 +72,7 @@ def train(
 
     Raises:
         BusyError: another process is writing to the run; nothing was changed.
-        DataError: the dataset or all checkpoints are damaged, or they do not belong to the run.
+        DataError: the dataset, the initial weights or all checkpoints are damaged, or they do not belong to the run.
         JobError: the job needs more memory than is available, or it needs a GPU and none can be used.
         TrainingError: the loss is no longer finite.
     """
@@ -81,6 +82,8 @@ def train(
     run.require_current()
     setup = setup or TrainingSetup.of_run(run)
     open_run_dataset(run, setup.dataset)
+    if setup.job.model.init_from and not newest_step(run.checkpoints_folder):
+        read_initial(run.job())
     name = select_backend(setup.job, run)
     placement = place_in_host_memory(setup, name, in_memory_bytes)
     with disk_errors_as_cnnjob_error(run.path):

@@ -24,7 +24,13 @@ from cnnjob.runs.claims import Claim
 from cnnjob.runs.process import now
 from cnnjob.training import predict
 from cnnjob.training.backend import describe_environment
-from cnnjob.training.build import build_optimiser, build_pixels, build_schedule, build_training_options
+from cnnjob.training.build import (
+    InitialLayers,
+    build_optimiser,
+    build_pixels,
+    build_schedule,
+    build_training_options,
+)
 from cnnjob.training.evaluation import (
     CHECKED_AT_ONCE_BYTES,
     DigestCheck,
@@ -155,15 +161,29 @@ class Trainer:
             # Attempts that ended before their first step, for example from lack of memory, are no reason for a warning.
             if any(attempt.get("step") for attempt in self.run.attempts()):
                 self.say("warning: no checkpoint from previous attempts is left; training from scratch")
-            images = self._whitening_images()
-            self.state.initialise(self.classifier.network, self.job.seed, images, self.pixels)
+            self._initialise()
         if not self.run.environment_file.exists():
-            content = {**self.environment, "data_sha256": self.dataset.digest}
+            origin = self.run.manifest().get("initial")
+            content = {
+                **self.environment,
+                "data_sha256": self.dataset.digest,
+                **({"initial": origin} if origin else {}),
+            }
             files.write_json(self.run.environment_file, content, fence=self.claim.check)
         self._compare_environment()
         resumed_at_step = self.progress.step if checkpoint else None
         self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step)
         self._write_history()
+
+    def _initialise(self) -> None:
+        """Draw the initial weights; with ``model.init_from``, take those that fit from the run's own copy."""
+        network, given = self.classifier.network, dict[str, Array]()
+        if self.job.model.init_from and (initial := InitialLayers.of(self.run.job(), network)):
+            given |= initial.arrays
+            for line in initial.describe():
+                self.say(line)
+        images = None if next(iter(network.parameters)) in given else self._whitening_images()
+        self.state.initialise(network, self.job.seed, images, self.pixels, given)
 
     def _whitening_images(self) -> Array | None:
         """Return the images from which whitening filters are computed; None if the network has no such filters."""

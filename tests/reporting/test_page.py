@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cnnjob import files
+from cnnjob.reporting.attempts import read_attempts
 from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
 from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
-from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
 from tests.helpers import run_folders as folders

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from cnnjob import files
+from cnnjob.reporting.attempts import read_attempts
 from cnnjob.reporting.record import read_record
 from cnnjob.runs import claims
-from cnnjob.runs.attempts import read_attempts
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
 from cnnjob.slurm.run_state import status_from_folder

@@ -217,9 +217,14 @@ def _print_job_as_json(job: "Job", data: Path, run: str | None = None) -> None:
     setup = TrainingSetup.build(job, dataset)
     memory = asdict(estimate_memory(setup))
     streamed = asdict(estimate_memory(setup, placement=STREAMED))
-    print_json(
-        {"job": job.model_dump(mode="json"), "run": run, "memory_bytes": memory, "memory_bytes_streamed": streamed}
-    )
+    initial = setup.initial_layers()
+    print_json({
+        "job": job.model_dump(mode="json"),
+        "run": run,
+        "initial": initial.as_json() if initial else None,
+        "memory_bytes": memory,
+        "memory_bytes_streamed": streamed,
+    })  # fmt: skip
 
 
 def _show_job(job: "Job", data: Path, run: str | None = None) -> None:
@@ -246,6 +251,8 @@ def print_setup(setup: "TrainingSetup") -> None:
         for layer, count in zip(network.layers, counts, strict=True)
     ]
     print_table(["block", "in", "out", "parameters"], [*rows, ["total", "", "", f"{network.parameter_count:,}"]])
+    for line in setup.describe_initial():
+        typer.echo(line)
     typer.echo(f"images: {setup.n_training:,} for training, {setup.n_validation:,} for validation")
     typer.echo(memory_line(setup))
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from cnnjob.errors import format_seconds, plural
 from cnnjob.files import short_digest
+from cnnjob.reporting.attempts import Attempt
 from cnnjob.reporting.groups import short_names
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.page.results import MIN_FOLDED, describe_period
 from cnnjob.reporting.record import Mistake, Record
-from cnnjob.runs.attempts import Attempt
 
 MAX_DETAILED_RUNS = 100
 """With more runs than this, the runs' sections have no images or matrices."""
