@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-from cnnjob.jobs.job import Job
+from cnnjob.jobs.model import Model
 from cnnjob.training.build import build_network
 
 _ALWAYS_SHOWN = ("kernel", "activation")
@@ -27,11 +28,12 @@ class LayerRow(NamedTuple):
     """True for a layer inside a residual block, whose parameters are included in those of the block."""
 
 
-def layer_rows(job: Job, image_shape: tuple[int, int, int], classes: int) -> list[LayerRow]:
-    """Return one row per layer of a job's network.
+@lru_cache(maxsize=256)
+def layer_rows(model: Model, image_shape: tuple[int, int, int], classes: int) -> tuple[LayerRow, ...]:
+    """Return one row per layer of a network; runs of a sweep often have the same network.
 
     Args:
-        job: the job.
+        model: the settings of the network.
         image_shape: (H, W, C).
         classes: number of classes.
 
@@ -41,7 +43,7 @@ def layer_rows(job: Job, image_shape: tuple[int, int, int], classes: int) -> lis
     Raises:
         JobError: a block does not match the output of the preceding block.
     """
-    return list(_iterate_rows(build_network(job.model, image_shape, classes).layers, ""))
+    return tuple(_iterate_rows(build_network(model, image_shape, classes).layers, ""))
 
 
 def _iterate_rows(layers: Any, above: str) -> Iterator[LayerRow]:

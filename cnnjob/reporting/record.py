@@ -101,7 +101,7 @@ class Record:
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     chosen: dict[str, Any] = field(default_factory=dict)
     """The settings of ``data`` and ``train`` that have no default or differ from it, and the essential ones, by key."""
-    layers: list[LayerRow] = field(default_factory=list)
+    layers: tuple[LayerRow, ...] = ()
     """The layers of the network; empty if the job cannot be read."""
     environment: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
@@ -199,7 +199,7 @@ def _check_kind(summary: RunSummary, _: Record) -> None:
 
 
 def _read_job(summary: RunSummary, record: Record) -> None:
-    frozen = summary.run.manifest()
+    frozen = summary.manifest or summary.run.manifest()  # raises with the reason if it is damaged
     written_as, job = manifest_format(frozen), frozen["job"]  # not validated: other versions' jobs have different keys
     if written_as != FORMAT:
         job = older.translate(job)
@@ -352,7 +352,7 @@ def _check_result(summary: RunSummary, record: Record) -> None:
     if record.curve:
         checks += crosscheck.check_history(result, record.curve.history, str(record.settings.get("train.select_on")))
     if record.curve and not summary.is_older:
-        checks += crosscheck.check_epochs(record.curve.history, summary.run.job())
+        checks += crosscheck.check_epochs(record.curve.history, summary.job)
     _remark(record, checks)
 
 
@@ -410,10 +410,10 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
 def _read_design(summary: RunSummary, record: Record) -> None:
     """Set the record's notable settings and layers; a job that cannot be read has been reported by an earlier step."""
     with suppress(CnnjobError, *_UNREADABLE):
-        job, data = summary.run.job(), summary.manifest["data"]
+        job, data = summary.job, summary.manifest["data"]
         changed = dict(_flat(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))
         record.chosen = {key: value for key, value in record.settings.items() if key in changed or key in _ESSENTIAL}
-        record.layers = layer_rows(job, data["image_shape"], len(data["class_names"]))
+        record.layers = layer_rows(job.model, tuple(data["image_shape"]), len(data["class_names"]))
 
 
 def _read_filters(summary: RunSummary, record: Record) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cnnjob import files
 from cnnjob.errors import CnnjobError, DataError, JobError, closest_name, plural
 from cnnjob.jobs import json_files
-from cnnjob.jobs.job import FORMAT
+from cnnjob.jobs.job import FORMAT, Job
 from cnnjob.runs import clock, schemas
 from cnnjob.runs.clock import SKEW_SECONDS
 from cnnjob.runs.process import ahead_seconds, heartbeat_age_seconds, may_be_same_cluster, shares_processes
@@ -80,6 +81,17 @@ class RunSummary:
     """The cluster whose queue is read, if known (see :meth:`on`)."""
     is_older: bool = False
     """True if another version of cnnjob began the run, so that the run is not resumed."""
+
+    @cached_property
+    def job(self) -> Job:
+        """The run's job, checked once.
+
+        Raises:
+            DataError: the job is missing or damaged.
+            JobError: the job is not valid.
+        """
+        frozen = self.manifest or self.run.manifest()
+        return Job.checked(frozen["job"], str(self.run.job_file), manifest_format(frozen))
 
     @property
     def job_id(self) -> str | None:

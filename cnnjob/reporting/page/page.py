@@ -69,6 +69,9 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     ]
     ordered = [record for fold in folds for record in fold.records]
     anchors = {record.name: f"run-{number}" for number, record in enumerate(ordered, start=1)}
+    common = sections.common_settings(records)
+    n_runs = len(records)
+    built = {each.name: sections.build_section(each, anchors[each.name], n_runs, common) for each in records}
     page: str = _template_environment().get_template("page.html.jinja").render(
         records=records,
         jobs=sorted({str(record.row["job"]) for record in records if record.row["job"]}),
@@ -78,14 +81,14 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
         unreadable=unreadable,
         anchors=anchors,
         section_folds=[
-            SectionFold(fold, [sections.build_section(each, anchors[each.name], len(records)) for each in fold.records])
-            for fold in folds
+            SectionFold(fold, [built[each.name] for each in fold.records]) for fold in folds
         ],
-        pictured=len(records) <= MAX_PICTURED_RUNS,
+        common_settings=common,
+        pictured=n_runs <= MAX_PICTURED_RUNS,
         pictured_limit=MAX_PICTURED_RUNS,
-        folded=len(records) > _MAX_OPEN_RUNS,
-        unfolded=len(records) <= _MAX_UNFOLDED_RUNS,
-        listed=len(records) <= _MAX_LISTED_RUNS,
+        folded=n_runs > _MAX_OPEN_RUNS,
+        unfolded=n_runs <= _MAX_UNFOLDED_RUNS,
+        listed=n_runs <= _MAX_LISTED_RUNS,
         sentences_shown=_SENTENCES_SHOWN,
         coloured=charts.N_COLOURS,
     )  # fmt: skip

@@ -46,6 +46,8 @@ class GroupEntry:
     """One group in the results table."""
 
     group: Group
+    name: str
+    """The group's label. If columns show the settings that it consists of, the name of its only run or of its job."""
     folds: list[Fold]
     states: list[tuple[str, int]]
     strip: Strip
@@ -109,19 +111,34 @@ def _build_dataset(title: str, run_groups: list[Group]) -> DatasetResults:
     accuracies = [record.row["test_accuracy"] for group in measured for record in group.by_seed.values()]
     span = (min(accuracies), max(accuracies)) if accuracies else (0.0, 1.0)
     settings = groups.differing_settings([group.settings for group in run_groups])
-    named = len(settings) == 1 and all(group.label.startswith(f"{settings[0]} ") for group in run_groups)
+    # A label may also begin with the name of the job.
+    named = len(settings) == 1 and all(
+        group.label.endswith(f"{settings[0]} {groups.setting_text(group.settings[settings[0]])}")
+        for group in run_groups
+    )
     return DatasetResults(
         dataset=title,
         groups=run_groups,
         settings=settings,
         columns=[] if named else settings,
         entries=[
-            GroupEntry(group, fold_runs(group.records), count_states(group.records), _strip(group, *span))
+            GroupEntry(
+                group=group,
+                name=group.label if named or ", " not in group.label else _short_label(group),
+                folds=fold_runs(group.records),
+                states=count_states(group.records),
+                strip=_strip(group, *span),
+            )
             for group in measured
         ],
         others=fold_runs(record for group in run_groups if not group.by_seed for record in group.records),
         differences=comparisons.group_differences(run_groups),
     )
+
+
+def _short_label(group: Group) -> str:
+    first, *others = group.records
+    return str(first.row["job"]) if others else first.name
 
 
 def fold_runs(records: Iterable[Record]) -> list[Fold]:

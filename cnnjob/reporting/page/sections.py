@@ -1,6 +1,6 @@
 """Sections of the page about individual runs, as text and numbers for the template."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -68,6 +68,8 @@ class RunSection:
     """When the run was trained; empty if it has not started."""
     chosen: dict[str, Any]
     """The settings that matter most, by their shortest unambiguous name."""
+    settings: dict[str, Any]
+    """All settings by dotted key, without those that are the same for all runs on the page."""
     provenance: list[str]
     charts: list[Chart]
     timeline: list[TimelineBar]
@@ -83,13 +85,24 @@ class RunSection:
     filters_shape: tuple[int, ...]
 
 
-def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
+def common_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the settings that are the same for all runs that have settings; none if there is only one such run."""
+    first, *others = [record.settings for record in records if record.settings] or [{}]
+    if not others:
+        return {}
+    # repr, because 1, 1.0 and True are equal.
+    shown = [{key: repr(value) for key, value in settings.items()} for settings in others]
+    return {key: value for key, value in first.items() if all(each.get(key) == repr(value) for each in shown)}
+
+
+def build_section(record: Record, anchor: str, n_runs: int, common: Container[str] = ()) -> RunSection:
     """Build a run's section.
 
     Args:
         record: the run's record.
         anchor: the section's ``id`` on the page.
         n_runs: number of runs on the page; if there are many, each section shows less.
+        common: keys of the settings that are shown once for all runs.
 
     Returns:
         The section.
@@ -106,6 +119,7 @@ def build_section(record: Record, anchor: str, n_runs: int) -> RunSection:
         record=record,
         anchor=anchor,
         period=describe_period([record]),
+        settings={key: value for key, value in record.settings.items() if key not in common},
         chosen={names[key]: value for key, value in record.chosen.items()},
         provenance=list(provenance(record)),
         charts=[chart for measure in measures if curve and (chart := charts.build_run_chart(curve, measure))],
