@@ -124,7 +124,7 @@ def _build_dataset(title: str, run_groups: list[Group]) -> DatasetResults:
         entries=[
             GroupEntry(
                 group=group,
-                name=group.label if named or ", " not in group.label else _short_label(group),
+                name=group.label if named or ", " not in group.label else _row_name(group),
                 folds=fold_runs(group.records),
                 states=count_states(group.records),
                 strip=_strip(group, *span),
@@ -136,7 +136,7 @@ def _build_dataset(title: str, run_groups: list[Group]) -> DatasetResults:
     )
 
 
-def _short_label(group: Group) -> str:
+def _row_name(group: Group) -> str:
     first, *others = group.records
     return str(first.row["job"]) if others else first.name
 
