@@ -110,7 +110,7 @@ def submit(
             setup, run = _set_up(job, data, runs)
             pairs.append((setup.job, run))
         _warn_of_older(run for _, run in pairs)
-        for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.ask_for_gpus(options)):
+        for part in backend_parts.split_by_backend(pairs, request, asks_for_gpus=profiles.requests_gpus(options)):
             submission.submit(part.runs, part.request, parallel)
     except Exception:
         submission.remove_unused(run for _, run in pairs if run not in known)

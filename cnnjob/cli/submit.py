@@ -123,7 +123,7 @@ def submit(
         "gpus_per_node": gpus_per_node, "constraint": constraint, "nodelist": nodelist, "exclude": exclude,
         "dependency": dependency, "job_name": job_name, "requeue": requeue, "stage": stage}  # fmt: skip
     request = profiles.load_request(profile, given, sbatch or ())
-    asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
+    asks_for_gpus = profiles.requests_gpus(given, sbatch or ())
     # The user's overrides come last, so that --set resources.backend=… overrides the profile.
     settings = [*([f"resources.backend={request.backend}"] if request.backend else []), *(overrides or ())]
     names = jobs or [_only_job(data)]

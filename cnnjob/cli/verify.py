@@ -93,7 +93,7 @@ def verify_resume(
     # The user's overrides come last, so that --set resources.backend=… overrides the profile.
     whole = load_job(job, [*defaults, *(overrides or ())], data)
     dataset = Dataset.find(whole.dataset, data)
-    asks_for_gpus = profiles.ask_for_gpus(given, sbatch or ())
+    asks_for_gpus = profiles.requests_gpus(given, sbatch or ())
     request = request and request.with_gpus(whole.resources.backend, explicit=asks_for_gpus)
     short = shorten_job(whole, dataset, steps)
     # The seed is printed with the plan, so that --seed can repeat the kill times.

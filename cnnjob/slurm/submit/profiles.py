@@ -73,7 +73,7 @@ def load_request(profile: str | None, options: Mapping[str, Any], extra: Iterabl
         raise JobError(f"{where}: not a valid request:\n{lines}") from error
 
 
-def ask_for_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
+def requests_gpus(options: Mapping[str, Any], extra: Iterable[str] = ()) -> bool:
     """Return whether the command line, rather than a profile, requests GPUs."""
     return any(options.get(key) is not None for key in GPU_OPTIONS) or any("gpu" in text for text in extra)
 

@@ -133,7 +133,7 @@ class Request(Settings):
     @property
     def gpu_count(self) -> int:
         """The number of GPUs requested."""
-        return self._gpus()[1]
+        return self._gpu_type_and_count()[1]
 
     def with_gpus(self, backend: str, *, explicit: bool = False) -> Self:
         """Return the request with the GPUs that a backend needs.
@@ -169,7 +169,7 @@ class Request(Settings):
         usage = "a run uses one GPU" if used else "a run on NumPy uses no GPU"
         return f"{usage}, so {self.gpu_count - used} of {self.gpu_count} will be idle. Use --gpus {used}"
 
-    def _gpus(self) -> tuple[str, int]:
+    def _gpu_type_and_count(self) -> tuple[str, int]:
         """Return the GPU type, ``""`` if not specified, and the number of GPUs."""
         if match := _GRES_GPU.search(self.gres or ""):
             return match["type"] or "", int(match["count"] or 1)
@@ -183,7 +183,7 @@ class Request(Settings):
         memory = (
             self.mem or (self.mem_per_cpu and f"{self.mem_per_cpu} per core") or self.mem_per_gpu or "default memory"
         )
-        kind, count = self._gpus()
+        kind, count = self._gpu_type_and_count()
         gpus = [plural(count, f"{kind} GPU" if kind else "GPU")] if count else []
         memory = re.sub(r"(\d)([A-Za-z])", r"\1 \2", memory)
         parts = ["1 node", "1 task", *gpus, plural(self.cpus_per_task, "core"), memory, time]
@@ -206,7 +206,7 @@ class Request(Settings):
     def _gpu_options(self) -> dict[str, str]:
         if self.gpus_per_node:
             return {"gpus-per-node": str(self.gpus_per_node), **({"gres": self.gres} if self.gres else {})}
-        kind, count = self._gpus()
+        kind, count = self._gpu_type_and_count()
         if self.gres or not count:
             return {"gres": self.gres} if self.gres else {}
         gpus = f"{kind}:{count}" if kind else str(count)
