@@ -14,6 +14,8 @@ from cnnjob.data.prepare import prepare as preparation
 from cnnjob.data.prepare.arrays.in_memory import arrays_of
 from cnnjob.jobs.job import Job
 from cnnjob.reporting import report as reports
+from cnnjob.reporting.figures import FORMATS, check_formats
+from cnnjob.reporting.plots import Format
 from cnnjob.reporting.report import Report
 from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.initial import find_initial
@@ -134,17 +136,25 @@ def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = D
     return evaluation.evaluate(run, Dataset.find(on, data) if isinstance(on, str) else on, split)
 
 
-def report(runs: Path | Sequence[Run] = RUNS, out: Path = REPORT) -> Report:
-    """Write a report on runs: one HTML page, tables and figures.
+def report(
+    runs: Path | Sequence[Run] = RUNS, out: Path = REPORT, *, figures: bool | Sequence[Format] = False
+) -> Report:
+    """Write a report on runs: one HTML page, tables and, if asked for, figures.
 
     Args:
         runs: the runs folder, or a list of runs.
         out: the folder to write to.
+        figures: whether to draw figures for papers and slides, as PNG, SVG and PDF; or a list of these formats, such
+            as ``["pdf"]``. Figures of an earlier report are kept while they still show these runs.
 
     Returns:
         The report, with the rows of its tables and the paths of its files.
+
+    Raises:
+        JobError: a format is not known, or ``out`` cannot be written.
     """
-    return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out)
+    formats = check_formats((FORMATS if figures else ()) if isinstance(figures, bool) else figures)
+    return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out, formats=formats)
 
 
 def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:

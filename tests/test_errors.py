@@ -116,7 +116,7 @@ def test_a_log_is_shown_line_by_line(hostile: Path) -> None:
 
 def test_no_cell_of_a_csv_file_is_a_formula(hostile: Path) -> None:
     runs = [Run(path) for path in hostile.iterdir()]
-    report(runs, hostile / "report", figures_limit=0)
+    report(runs, hostile / "report")
     rows = list(csv.DictReader(io.StringIO((hostile / "report" / "classes.csv").read_text())))
     assert [row["class"] for row in rows] == [ESCAPED, "'=1+1", "'-x", "'@y"]
     assert float(rows[0]["precision"]) == pytest.approx(2 / 3)

@@ -1,13 +1,15 @@
 """The command ``cnnjob report``."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import print_json, print_table
+from cnnjob.cli.screen import print_json, print_table, terminal
 from cnnjob.errors import DataError, plural
 
 HEADER = ("run", "group", "seed", "state", "test accuracy", "epochs", "reason")
@@ -17,28 +19,34 @@ SPARE = ("epochs", "group", "reason", "seed", "state")
 def report(
     runs: opt.RUN_PATHS = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write to.")] = Path("report"),
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also draw figures for papers and slides, as PNG, SVG and PDF.")
+    ] = False,
+    figure_formats: Annotated[
+        str | None, typer.Option("--format", metavar="FORMATS", help="Draw figures in these formats, such as png,pdf.")
+    ] = None,
     as_json: Annotated[bool, opt.json_option("Print the rows of metrics.csv as JSON.")] = False,
 ) -> None:
-    """Write a report on runs: an HTML page, tables and figures.
+    """Write a report on runs: an HTML page, tables and, if asked for, figures.
 
-    Open report/index.html in a browser; no network is needed. With more than 50 runs, a run gets its own
-    figures only if the path of its folder is passed.
+    Open report/index.html in a browser; no network is needed. Figures that an earlier report drew are kept while they
+    still show these runs; figures that no longer do are removed, unless they are drawn again.
 
-    Example: cnnjob report
+    Example: cnnjob report --format pdf
     """
+    from cnnjob.reporting.figures import FORMATS, check_formats
     from cnnjob.reporting.report import report as write_report
     from cnnjob.reporting.tables import GROUP_HEADER, group_cells
     from cnnjob.runs.run import Run
 
+    names = [name.strip().lower() for name in figure_formats.split(",")] if figure_formats is not None else []
+    formats = check_formats(FORMATS if figures else names)
     runs = runs or [opt.RUNS_FOLDER]
-    # A run passed by its own path always gets figures; runs found in a folder get them only up to a limit.
-    named = [run for path in runs for run in Run.all(path) if run.path == path]
     found = Run.all(*runs)
     if not found:
         raise DataError(f"{' '.join(map(str, runs))}: no runs found. To train one:\n  cnnjob train JOB")
-    if sys.stderr.isatty():
-        typer.echo(f"reading {plural(len(found), 'run')}; new figures take a second or two per run", err=True)
-    result = write_report(found, out, named=named)
+    with _progress_bar() as on_progress:
+        result = write_report(found, out, formats=formats, on_progress=on_progress)
     if as_json:
         print_json(result.rows)
         return
@@ -47,11 +55,35 @@ def report(
     if several:
         typer.echo()
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
-    if result.without_figures:
-        count = plural(len(result.without_figures), "run")
-        typer.echo(f"no figures were drawn for {count}; to get figures of a run, pass the path of its folder")
     changed = f"{len(result.written)} of {len(result.files)} files changed"
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a bar on stderr while a report is written, if stderr is a terminal.
+
+    Yields:
+        A function that sets the activity, the number of items that are done and their total; None without a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(activity: str, done: int, total: int) -> None:
+            for other in tasks.values():
+                bar.update(other, visible=False)
+            if activity not in tasks:
+                tasks[activity] = bar.add_task(activity, total=total)
+            bar.update(tasks[activity], completed=done, visible=True)
+
+        yield show
 
 
 def _run_cells(row: dict[str, Any], *, several: bool) -> list[str]:

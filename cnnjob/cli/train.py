@@ -232,6 +232,4 @@ def demo() -> None:
     train("digits")
     typer.echo("$ cnnjob report runs/")
     report([opt.RUNS_FOLDER])
-    pictures = sorted(Path("report").rglob("*.png"))
-    typer.echo("figures:\n" + "\n".join(f"  {path}" for path in pictures))
     typer.echo("Open report/index.html in a browser. To list other datasets and jobs:\n  cnnjob show")

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 Split = Literal["train", "validation", "test"]
-Measure = Literal["loss", "accuracy"]
+Measure = Literal["loss", "accuracy", "learning rate"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Curve:
     name: str
     history: Mapping[str, np.ndarray]
     """``epoch`` and any of ``train_loss``, ``validation_loss``, ``test_loss`` (nats per image), ``train_accuracy``,
-    ``validation_accuracy``, ``test_accuracy`` (0..1), ``step``, ``learning_rate``, ``seconds``, ``images_per_second``
-    and ``ended`` (POSIX time in seconds): each (E,) float64, NaN where unknown."""
+    ``validation_accuracy``, ``test_accuracy`` (0..1), ``step``, ``learning_rate`` (that of the epoch's last step),
+    ``seconds``, ``images_per_second`` and ``ended`` (POSIX time in seconds): each (E,) float64, NaN where unknown."""
     best_epoch: int | None = None
     """Epoch whose weights were chosen; None if unknown."""
     restarts: tuple[float, ...] = ()
@@ -31,7 +31,11 @@ class Curve:
         return next((split for split in splits if not np.isnan(self.values(split, "loss")).all()), "train")
 
     def values(self, split: Split, measure: Measure) -> np.ndarray:
-        """Return the values to plot: (E,) float64, in nats per image or per cent, NaN where unknown."""
+        """Return the values to plot: (E,) float64, in nats per image or per cent, NaN where unknown.
+
+        The learning rate is the same for all splits.
+        """
         unknown = np.full(len(self.history["epoch"]), np.nan)
-        values = self.history.get(f"{split}_{measure}", unknown)
+        key = "learning_rate" if measure == "learning rate" else f"{split}_{measure}"
+        values = self.history.get(key, unknown)
         return values * 100 if measure == "accuracy" else values

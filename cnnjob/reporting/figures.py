@@ -1,13 +1,15 @@
 """Figure files; figures that would not change are not drawn again.
 
-A notes file next to the figures records digests of each figure's inputs and files. A figure is drawn again if its
-numbers, its labels, the drawing code or one of its files does not match the notes.
+A notes file next to the figures records digests of each figure's inputs and files. A figure that is asked for is drawn
+again if its numbers, its labels, the drawing code or one of its files does not match the notes. A figure that is not
+asked for remains as long as it shows the runs as they are.
 """
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,16 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cnnjob import files
-from cnnjob.errors import DataError
-from cnnjob.reporting import curve, filter_grid, plots
+from cnnjob.errors import DataError, JobError
+from cnnjob.reporting import curve, filter_grid, lines, plots
+from cnnjob.reporting.curve import Curve, Measure
+from cnnjob.reporting.groups import Group
+from cnnjob.reporting.plots import Format, Panels
+from cnnjob.reporting.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS: tuple[plots.Format, ...] = ("png", "svg", "pdf")
+FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
 NOTES = ".figures.json"
-_LIBRARIES = ("matplotlib", "seaborn")
-_DRAWING_MODULES = (curve, plots, filter_grid)
+_DRAWING_MODULES = (curve, filter_grid, lines, plots)
 
 Notes = dict[str, dict[str, str]]
 
@@ -38,40 +43,123 @@ class Drawing(NamedTuple):
     """The function's arguments: arrays, dataclasses and JSON values."""
 
 
-def draw_changed(out: Path, drawings: Mapping[str, Drawing]) -> Iterator[tuple[str, bytes | None]]:
+class PlannedFigure(NamedTuple):
+    """A figure of a report, and what is to be done for it."""
+
+    stem: str
+    """Path of its files without the suffix, relative to the report's folder."""
+    drawing: Drawing
+    inputs: str
+    """Digest of the function and its arguments."""
+    formats: tuple[Format, ...]
+    """All formats in which the report has this figure."""
+    drawn: tuple[Format, ...]
+    """Those of them that are drawn anew; the files of the others remain."""
+
+
+def check_formats(names: Iterable[str]) -> list[Format]:
+    """Return the formats of these names, in the order of :data:`FORMATS`.
+
+    Raises:
+        JobError: a name is none of them.
+    """
+    wanted = list(names)
+    if unknown := [name for name in wanted if name not in FORMATS]:
+        raise JobError(
+            f"report: not a format of figures (found '{unknown[0]}'). Use one or more of {', '.join(FORMATS)}"
+        )
+    return [kind for kind in FORMATS if kind in wanted]
+
+
+def drawings(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Drawing]:
+    """Return all figures of a report by their file stem: the curves of all groups, and each run's own figures."""
+    drawings: dict[str, Drawing] = {}
+    datasets = dict.fromkeys(group.dataset for group in groups)
+    on_dataset = {name: [group for group in groups if group.dataset == name] for name in datasets}
+    measures: tuple[Measure, ...] = ("accuracy", "loss")
+    panels = [
+        Panels(name.partition(" ")[0], {measure: lines.group_lines(members, measure) for measure in measures})
+        for name, members in on_dataset.items()
+    ]
+    if panels := [row for row in panels if any(row.lines.values())]:
+        drawings["curves"] = Drawing(plots.learning_curves, (panels,))
+    for record in records:
+        if record.curve:
+            drawings[f"{record.folder}/curves"] = Drawing(plots.learning_curves, ([_run_panels(record.curve)],))
+        if record.counts is not None:
+            arguments = record.counts, record.class_names, record.name
+            drawings[f"{record.folder}/confusion"] = Drawing(plots.confusion_matrix, arguments)
+        if record.filters is not None:
+            drawings[f"{record.folder}/filters"] = Drawing(plots.first_layer_filters, (record.filters, record.name))
+    return drawings
+
+
+def _run_panels(curve: Curve) -> Panels:
+    measures: tuple[Measure, ...] = ("accuracy", "loss", "learning rate")
+    return Panels(
+        curve.name, {measure: lines.run_lines(curve, measure) for measure in measures}, curve.best_epoch, curve.restarts
+    )
+
+
+def plan_figures(out: Path, drawings: Mapping[str, Drawing], formats: Iterable[Format]) -> list[PlannedFigure]:
+    """Decide which figures are drawn.
+
+    A format that is asked for is drawn unless its file is what the current drawing code draws for the same arguments.
+    A format that is not asked for is part of the report if an earlier report drew it for the same arguments.
+
+    Args:
+        out: the folder that contains the files of the previous report, if any.
+        drawings: figures by their file stem.
+        formats: formats that are asked for.
+
+    Returns:
+        The figures that the report has, in at least one format.
+    """
+    wanted, notes = set(formats), _read_notes(out)
+    planned = []
+    for stem, drawing in drawings.items():
+        inputs = files.sha256_of(drawing.draw.__name__.encode(), *_bytes_to_hash(drawing.arguments))
+        note = notes.get(stem, {})
+        unchanged = {kind for kind in FORMATS if note.get("inputs") == inputs and _is_as_noted(out, stem, kind, note)}
+        drawn = wanted - unchanged if note.get("code") == _drawing_code_digest() else wanted
+        if unchanged | wanted:
+            figure_formats = (tuple(kind for kind in FORMATS if kind in kinds) for kinds in (unchanged | wanted, drawn))
+            planned.append(PlannedFigure(stem, drawing, inputs, *figure_formats))
+    return planned
+
+
+def draw_planned(out: Path, planned: Iterable[PlannedFigure]) -> Iterator[tuple[str, bytes | None]]:
     """Draw the figures that have changed.
 
     Args:
         out: the folder that contains the files of the previous report, if any.
-        drawings: figures by their file stem, such as ``curves`` or ``runs/NAME/curves``.
+        planned: the figures from :func:`plan_figures`.
 
     Yields:
         The name and content of each file; the content is None if the file has not changed. The file :data:`NOTES`,
         with the digests of all figures, is yielded after each newly drawn figure, or at the end if no figure is drawn.
     """
-    notes, code, drawn_anew = _read_notes(out), _drawing_code_digest(), False
-    for stem, drawing in drawings.items():
-        source = files.sha256_of(code, drawing.draw.__name__.encode(), *_bytes_to_hash(drawing.arguments))
-        note = notes.get(stem, {})
-        if note.get("source") == source and _has_recorded_content(out / stem, note):
-            yield from ((f"{stem}.{kind}", None) for kind in FORMATS)
-        else:
+    notes, has_drawn = _read_notes(out), False
+    for stem, drawing, inputs, formats, drawn in planned:
+        yield from ((f"{stem}.{kind}", None) for kind in formats if kind not in drawn)
+        if drawn:
             figure = drawing.draw(*drawing.arguments)
-            drawn = {kind: plots.to_bytes(figure, kind) for kind in FORMATS}
-            note = {"source": source} | {kind: files.sha256_of(content) for kind, content in drawn.items()}
-            yield from ((f"{stem}.{kind}", content) for kind, content in drawn.items())
-            notes[stem], drawn_anew = note, True
+            contents = {kind: plots.to_bytes(figure, kind) for kind in drawn}
+            yield from ((f"{stem}.{kind}", content) for kind, content in contents.items())
+            kept = {kind: notes[stem][kind] for kind in formats if kind not in drawn}
+            note = {"inputs": inputs, "code": notes[stem].get("code", "") if kept else _drawing_code_digest()}
+            notes[stem] = note | kept | {kind: files.sha256_of(content) for kind, content in contents.items()}
+            has_drawn = True
             # The notes follow the figure's files at once, so that an interrupted report keeps what it has drawn.
             yield NOTES, files.canonical_json(notes).encode()
-    if notes and not drawn_anew:
+    if notes and not has_drawn:
         yield NOTES, files.canonical_json(notes).encode()
 
 
-def _has_recorded_content(stem: Path, note: Mapping[str, str]) -> bool:
-    """Return whether all files of a figure exist and have the digests recorded in ``note``."""
+def _is_as_noted(out: Path, stem: str, kind: Format, note: Mapping[str, str]) -> bool:
+    """Return whether a file of a figure exists and has the digest recorded in ``note``."""
     try:
-        contents = ((kind, files.read_bytes(Path(f"{stem}.{kind}"))) for kind in FORMATS)
-        return all(files.sha256_of(content) == note.get(kind) for kind, content in contents)
+        return kind in note and files.sha256_of(files.read_bytes(out / f"{stem}.{kind}")) == note[kind]
     except DataError:
         return False
 
@@ -83,13 +171,17 @@ def _read_notes(out: Path) -> Notes:
     except DataError:
         return {}
     entries = notes.items() if isinstance(notes, dict) else ()
-    return {stem: note for stem, note in entries if isinstance(note, dict) and (out / f"{stem}.png").exists()}
+    return {
+        stem: note for stem, note in entries
+        if isinstance(note, dict) and any((out / f"{stem}.{kind}").exists() for kind in FORMATS)
+    }  # fmt: skip
 
 
-def _drawing_code_digest() -> bytes:
-    """Return a digest of the drawing code: library versions and the statements in this package's plotting modules."""
+@cache
+def _drawing_code_digest() -> str:
+    """Return a digest of the drawing code: Matplotlib's version and the statements in this package's modules."""
     statements = (statements_of(inspect.getsource(module)).encode() for module in _DRAWING_MODULES)
-    return files.sha256_of(*(version(name).encode() for name in _LIBRARIES), *statements).encode()
+    return files.sha256_of(version("matplotlib").encode(), *statements)
 
 
 def statements_of(source: str) -> str:

@@ -1,24 +1,45 @@
 """Matplotlib figures: learning curves, confusion matrices, first-layer filters.
 
 Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplot or global state. It does not depend
-on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for the same figure. The palette is safe for
-colour-blind readers. Names are printed literally and never parsed as formulas.
+on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for the same figure. Names are printed
+literally and never parsed as formulas.
+
+Sizes are computed from the lengths of the names, in inches, since Matplotlib's layout engines draw a figure several
+times. Each rendering of a text costs a third of a millisecond, and so do ticks, which are texts.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
 
+import atexit
 import io
 import math
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cnnjob.errors import plural
-from cnnjob.reporting.curve import Curve, Measure, Split
+from cnnjob.errors import plural, shorten_middle
+from cnnjob.reporting.curve import Measure
 from cnnjob.reporting.filter_grid import ENLARGED, PICTURE_CHANNELS, filter_tiles, join_tiles
+from cnnjob.reporting.lines import (
+    AXIS_LABELS,
+    COLOURS,
+    DASHES,
+    GREY,
+    TRAINING_DASH,
+    Limits,
+    Line,
+    axis_limits,
+    finite_points,
+    lines_beyond,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +47,6 @@ if TYPE_CHECKING:
 
 Format = Literal["pdf", "png", "svg"]
 
-LEGEND_LIMIT = 50
-"""With more curves than this, there is no legend, as it would be larger than the figure."""
 COUNTS_LIMIT = 20
 """With more classes than this, a confusion matrix has no counts in its cells, as they would not fit."""
 LABELS_LIMIT = 100
@@ -44,31 +63,77 @@ _STYLE = {
     "legend.fontsize": "small",
     "legend.frameon": False,
     "savefig.dpi": 150,
-    "pdf.fonttype": 42,  # TrueType, not Type 3: text remains text
+    "pdf.fonttype": 42,  # TrueType, not Type 3, which journals refuse: text remains text
+    "svg.fonttype": "none",  # text remains text here too
     "svg.hashsalt": "cnnjob",  # without this, the ids in an SVG are random
     "text.parse_math": False,  # a class name may contain $
 }
-_METADATA: dict[Format, dict[str, Any]] = {
-    "pdf": {"CreationDate": None},
-    "png": {"Software": None},
-    "svg": {"Date": None},
+_OPTIONS: dict[Format, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None}},
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 1}},  # takes a quarter of level 6's time
+    "svg": {"metadata": {"Date": None}},
 }
-_PANELS_WIDTH = 9.0  # inches, not including a legend
-_COLOURS = 10
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 3)))
-_LEGEND_ROWS = 25
+_FONT = "DejaVu Sans"
+_LETTERS = ((0x20, 0x24F), (0x370, 0x3FF), (0x2010, 0x2044), (0x2190, 0x2193), (0x2212, 0x2212), (0x2605, 0x2605))
 _NAME_LENGTH = 40
-_LOG_RATIO = 30
-"""The loss axis is logarithmic if the maximum is more than this many times the minimum."""
-_DOTTED_EPOCHS = 30
-"""Each epoch is marked with a dot if a curve has at most this many epochs."""
+_LETTER = 0.075
+"""Width of a letter of 9 points, in inches; that of most letters is less."""
+_SMALL, _MIN_NAME_SIZE = 8, 5
+"""Font sizes, in points: of notes, and minimum of class names."""
+_STAR: dict[str, Any] = {"marker": "*", "color": "black", "markersize": 9, "linestyle": ""}
+_RESTART: dict[str, Any] = {"color": "0.4", "linestyle": ":"}
+_CELL = 8
+"""Width of a cell of a confusion matrix in its image, in pixels."""
+_DARK_SHARE = 0.4
+"""Counts of cells with a larger share are white."""
+_SHARES = (0, 0.01, 0.05, 0.2, 0.5, 1)
+"""Ticks of the colour scale."""
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A row of learning curves in a figure."""
+
+    title: str
+    lines: Mapping[Measure, Sequence[Line]]
+    """The lines of each panel, from left to right."""
+    best_epoch: int | None = None
+    restarts: tuple[float, ...] = ()
+    """Positions at which the run resumed, in epochs."""
+
+
+@cache
+def _font_families() -> list[str]:
+    """Return the fonts of the figures: a small copy of Matplotlib's own font, and that font for rare letters.
+
+    To embed a few letters, Matplotlib parses the whole font for each PDF file, which takes as long as the drawing. The
+    copy has the letters of the Latin and Greek scripts, and is deleted when the process ends.
+    """
+    from fontTools import subset
+    from matplotlib import font_manager
+
+    folder = tempfile.mkdtemp(prefix="cnnjob-font-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "font.ttf"
+    options = subset.Options(layout_features=[], drop_tables=[*subset.Options().drop_tables, "FFTM"])
+    with subset.load_font(font_manager.findfont(_FONT), options) as font:
+        small = subset.Subsetter(options)
+        small.populate(unicodes=[code for first, last in _LETTERS for code in range(first, last + 1)])
+        small.subset(font)
+        for number in (1, 4, 16):  # the names by which fonts are found
+            font["name"].setName(f"{_FONT} Latin", number, 3, 1, 0x409)
+            font["name"].setName(f"{_FONT} Latin", number, 1, 0, 0)
+        font.save(path)
+    font_manager.fontManager.addfont(path)
+    return [f"{_FONT} Latin", _FONT]
 
 
 @contextmanager
 def _style() -> Iterator[None]:
     import matplotlib.style
 
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    style = {"font.family": _font_families()} | _STYLE
+    with matplotlib.style.context(["default", style]), warnings.catch_warnings():
         # Class names may use any script; Matplotlib draws a box for characters that its font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -85,122 +150,110 @@ def to_bytes(figure: "Figure", kind: Format) -> bytes:
     Returns:
         The content, without dates or random ids: the same bytes for the same figure.
     """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is computed only once for all formats
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    figure.savefig(buffer, format=kind, **_OPTIONS[kind])
     return buffer.getvalue()
 
 
 @_style()
-def learning_curve(curve: Curve) -> "Figure":
-    """Draw one run's loss and accuracy over its epochs, on the training images and on ``curve.watched``.
+def learning_curves(rows: Sequence[Panels]) -> "Figure":
+    """Draw learning curves over epochs, with the lines, colours and labels of the page's charts.
 
     Args:
-        curve: a curve with at least one epoch. The best epoch is drawn as a star, restarts as dotted lines.
+        rows: one row of panels for each run or dataset. The best epoch is drawn as a star, restarts as dotted lines.
 
     Returns:
-        A figure with two axes: loss and accuracy.
+        A figure with one legend beside each row.
     """
-    figure, panels = _panels(_PANELS_WIDTH, curve.name)
-    blue, orange = _palette()[:2]
-    for measure, axes in panels.items():
-        _draw(axes, curve, "train", measure, color=blue, label="training")
-        if curve.watched != "train":
-            _draw(axes, curve, curve.watched, measure, color=orange, label=curve.watched)
-        _mark(axes, curve, measure, [curve.best_epoch], marker="*", color="black", markersize=9, label="best epoch")
-    _scale_loss(panels["loss"])
-    for axes in panels.values():
-        for index, restart in enumerate(curve.restarts):
-            axes.axvline(restart, color="0.4", linestyle=":", label="" if index else "restart")
-    handles, labels = panels["loss"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
-
-
-@_style()
-def overlaid_curves(curves: Sequence[Curve]) -> "Figure":
-    """Draw the loss and accuracy of several runs over their epochs, each on the split :attr:`Curve.watched`.
-
-    Up to ten runs are distinguished by colour; if there are more, dashes are used as well. With more than
-    ``LEGEND_LIMIT`` runs, the figure has no legend, and its title gives the reason. Best epochs are drawn as stars,
-    restarts as vertical strokes.
-
-    Args:
-        curves: one or more curves with at least one epoch each.
-
-    Returns:
-        A figure with two axes: loss and accuracy.
-    """
-    n_columns = math.ceil(len(curves) / _LEGEND_ROWS) if len(curves) <= LEGEND_LIMIT else 0
-    n_letters = max(len(_short_label(curve.name)) for curve in curves)
-    star = 9 if len(curves) <= _COLOURS else 5
-    legend = "; too many for a legend" if len(curves) > LEGEND_LIMIT else ""
-    title = f"{plural(len(curves), 'run')}, each on its watched split  (★ best epoch, | restart{legend})"
-    figure, panels = _panels(_PANELS_WIDTH + n_columns * (0.6 + 0.075 * n_letters), title)
-    for measure, axes in panels.items():
-        for index, curve in enumerate(curves):
-            color, dashes = _palette()[index % _COLOURS], _DASHES[index // _COLOURS % len(_DASHES)]
-            _draw(axes, curve, curve.watched, measure, color=color, linestyle=dashes, label=_short_label(curve.name))
-            _mark(axes, curve, measure, curve.restarts, marker="|", color=color, markersize=12, mew=2)
-            _mark(axes, curve, measure, [curve.best_epoch], marker="*", color=color, markersize=star)
-    _scale_loss(panels["loss"])
-    if n_columns:
-        handles, labels = panels["loss"].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", ncols=n_columns)
-    return figure
-
-
-def _panels(width: float, title: str) -> tuple["Figure", dict[Measure, "Axes"]]:
     from matplotlib.figure import Figure
+
+    left, width, gap, height, above, below = 0.75, 3.6, 0.85, 3.2, 0.5, 0.65  # inches
+    n_panels = max(len(row.lines) for row in rows)
+    keys = [_key(row) for row in rows]
+    letters = max(len(label) for key in keys for label in key)
+    right = left + n_panels * width + (n_panels - 1) * gap
+    figure = Figure(figsize=(right + 0.7 + letters * _LETTER, len(rows) * (above + height + below)))
+    size = figure.get_size_inches()
+    for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        bottom = (len(rows) - 1 - index) * (above + height + below) + below
+        for column, (measure, lines) in enumerate(row.lines.items()):
+            place = (left + column * (width + gap), bottom, width, height)
+            _panel(figure.add_axes(tuple(np.divide(place, [*size, *size]))), row, measure, lines)
+        top = (bottom + height) / size[1]
+        figure.text(left / size[0], top + 0.15 / size[1], _short_label(row.title, 100), fontsize="medium")
+        figure.legend(key.values(), key.keys(), loc="upper left", bbox_to_anchor=(right / size[0], top))
+    return figure
+
+
+def _key(row: Panels) -> dict[str, Any]:
+    """Return the legend of a row: its labels, each with an artist."""
+    from matplotlib.lines import Line2D
+
+    labelled = [line for line in next(iter(row.lines.values())) if line.label]
+    ordered = sorted(labelled, key=lambda line: (line.colour is None, line.colour))  # not in the order of painting
+    key = {_short_label(line.label): Line2D([], [], **_look(line)) for line in ordered}
+    if row.best_epoch is not None:
+        key["best epoch"] = Line2D([], [], **_STAR)
+    if row.restarts:
+        key["resumed"] = Line2D([], [], **_RESTART)
+    return key
+
+
+def _look(line: Line) -> dict[str, Any]:
+    """Return the properties of a line: those of the page's style sheet."""
+    width = {"mean": 1.5, "dashed": 1.1, "thin": 0.75}[line.style]  # points
+    dash = TRAINING_DASH if line.style == "dashed" else DASHES[line.colour or 0] if line.style == "mean" else ()
+    return {
+        "color": GREY if line.colour is None else COLOURS[line.colour],
+        "linewidth": width,
+        "linestyle": (0, [length / 2 for length in dash]) if dash else "-",
+        "alpha": 0.45 if line.style == "thin" else 1,
+    }
+
+
+def _panel(axes: "Axes", row: Panels, measure: Measure, lines: Sequence[Line]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(width, 4.5), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(
-        _short_label(title, 100), x=_PANELS_WIDTH / 2 / width
-    )  # centred over the panels, without the legend
-    loss.set_ylabel("loss (nats per image)")
-    accuracy.set_ylabel("accuracy (%)")
-    for axes in (loss, accuracy):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure, {"loss": loss, "accuracy": accuracy}
+    n_bands = sum(line.half_width is not None for line in lines)
+    for line in lines:
+        look = _look(line)
+        if line.half_width is not None:
+            low, high = line.y - line.half_width, line.y + line.half_width
+            axes.fill_between(line.x, low, high, color=look["color"], alpha=min(0.18, 0.5 / n_bands), linewidth=0)
+        is_point = len(finite_points(line)[0]) == 1  # a line through a single epoch would be invisible
+        axes.plot(line.x, line.y, marker="o" if is_point else "", **look)
+    if row.best_epoch is not None and measure != "learning rate":
+        height = np.interp(row.best_epoch, lines[-1].x, lines[-1].y)
+        axes.plot([row.best_epoch], [height], zorder=3, **_STAR)
+    for restart in row.restarts:
+        axes.axvline(restart, **_RESTART)
+    axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    if limits := axis_limits(lines, measure):
+        _scale(axes, limits)
+        if beyond := lines_beyond(lines, limits):
+            axes.set_title(f"{plural(len(beyond), 'line')} beyond the axis", loc="right", fontsize=_SMALL)
 
 
-def _draw(axes: "Axes", curve: Curve, split: Split, measure: Measure, **line: Any) -> None:
-    epochs = curve.history["epoch"]
-    marker = "." if len(epochs) <= _DOTTED_EPOCHS else ""  # a line through a single epoch would be invisible
-    axes.plot(epochs, curve.values(split, measure), marker=marker, linewidth=1.2, **line)
-
-
-def _mark(axes: "Axes", curve: Curve, measure: Measure, epochs: Sequence[float | None], **style: Any) -> None:
-    """Mark epochs, whole or fractional, on the watched split's curve."""
-    known = [epoch for epoch in epochs if epoch is not None]
-    if known:
-        heights = np.interp(known, curve.history["epoch"], curve.values(curve.watched, measure))
-        axes.plot(known, heights, linestyle="", zorder=3, **style)
-
-
-def _scale_loss(axes: "Axes") -> None:
-    """Make the loss axis logarithmic if the losses span more than a factor of ``_LOG_RATIO``."""
+def _scale(axes: "Axes", limits: Limits) -> None:
     from matplotlib.ticker import LogLocator
 
-    losses = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines])
-    losses = losses[np.isfinite(losses)]
-    if losses.size and 0 < losses.min() * _LOG_RATIO < losses.max():
+    if limits.is_logarithmic:
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_ylabel("loss (nats per image, logarithmic)")
+        axes.set_ylabel(f"{axes.get_ylabel()}, logarithmic")
+    axes.set_ylim(limits.low, limits.high)
 
 
 @_style()
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
     """Draw a confusion matrix with counts in the cells; each cell's colour shows its share of the true class.
 
-    The colour depends on the square root of the share, so that rare confusions are visible. With more than
-    ``COUNTS_LIMIT`` classes, there are no counts; with more than ``LABELS_LIMIT``, only some classes are named.
+    The colour depends on the square root of the share, so that rare confusions are visible. Cells without images have
+    no count. With more than ``COUNTS_LIMIT`` classes, there are no counts; with more than ``LABELS_LIMIT``, only some
+    classes are named.
 
     Args:
         counts: (K, K) integer; one row per true class, one column per predicted class.
@@ -210,51 +263,57 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     Returns:
         A figure with the matrix and its colour scale.
     """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     K = len(counts)
-    side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else np.clip(0.13 * K, 10, 13))  # inches
+    side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else 8)  # inches
     names = [_short_label(name, 24) for name in class_names]
-    margin = 0.075 * max(len(name) for name in names)
-    figure = Figure(figsize=(side + margin + 2, side + margin + 0.8), layout="constrained")
-    axes = figure.subplots()
-    # The font size, in points, at which the longest count fits into a cell of side / K inches.
-    _heat(axes, counts, size=min(9.0, 72 * side / K / (0.7 * len(f"{counts.max():,d}"))))
-    _name_classes(axes, names, size=min(9.0, 54 * side / K))
-    axes.set_title(_short_label(title))
+    size = min(9.0, 54 * side / K)
+    margin = 0.6 + max(size, _MIN_NAME_SIZE) / 9 * _LETTER * max(map(len, names))
+    width, height = margin + side + 1.4, margin + side + 0.5
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # rows of classes without images are zero
+    colours = ScalarMappable(PowerNorm(0.5, 0, 1), colormaps["Blues"])
+    cells = colours.to_rgba(shares, bytes=True)
+    cells = cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)  # some viewers blur images of few pixels
+    axes.imshow(cells, extent=(0, K, K, 0), interpolation="none", aspect="auto")
+    if K <= COUNTS_LIMIT:
+        _write_counts(axes, counts, shares, side)
+    _name_classes(axes, names, size, margin / side * K)
+    axes.set_title(_short_label(title), loc="left")
+    scale = figure.add_axes(
+        ((margin + side + 0.25) / width, (margin + 0.1 * side) / height, 0.2 / width, 0.8 * side / height)
+    )
+    figure.colorbar(colours, cax=scale, label="share of the true class", format=PercentFormatter(1), ticks=_SHARES)
     return figure
 
 
-def _heat(axes: "Axes", counts: np.ndarray, size: float) -> None:
-    import seaborn as sns
-    from matplotlib.colors import PowerNorm
-    from matplotlib.ticker import PercentFormatter
-
-    has_counts = len(counts) <= COUNTS_LIMIT
-    sns.heatmap(
-        counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),  # rows of classes without images are zero
-        ax=axes,
-        annot=counts if has_counts else None,
-        annot_kws={"fontsize": size},
-        fmt=",d",
-        cmap="Blues",
-        norm=PowerNorm(0.5, 0, 1),
-        square=True,
-        cbar_kws={"label": "share of the true class", "format": PercentFormatter(1), "shrink": 0.8},
-        xticklabels=False,
-        yticklabels=False,
-        rasterized=not has_counts,
-    )
-    axes.grid(visible=not has_counts)  # in a large matrix, the grid helps to find a cell's class names
+def _write_counts(axes: "Axes", counts: np.ndarray, shares: np.ndarray, side: float) -> None:
+    """Write the counts that are not zero, in a size in which the longest fits into a cell of side / K inches."""
+    size = min(9.0, 72 * side / len(counts) / (0.7 * len(f"{counts.max():,d}")))
+    for row, column in zip(*counts.nonzero(), strict=True):
+        colour = "white" if shares[row, column] > _DARK_SHARE else "black"
+        text = f"{counts[row, column]:,d}"
+        axes.text(column + 0.5, row + 0.5, text, color=colour, fontsize=size, ha="center", va="center_baseline")
 
 
-def _name_classes(axes: "Axes", names: list[str], size: float) -> None:
-    step = math.ceil(len(names) / LABELS_LIMIT)
-    ticks = np.arange(0, len(names), step) + 0.5
-    upright = max(len(name) for name in names) > len("10")
-    axes.set_xticks(ticks, names[::step], fontsize=max(size, 6), rotation=90 if upright else 0)
-    axes.set_yticks(ticks, names[::step], fontsize=max(size, 6), rotation=0)
-    axes.set(xlabel="predicted class", ylabel="true class")
+def _name_classes(axes: "Axes", names: list[str], size: float, margin: float) -> None:
+    """Write the names of the classes as texts, which are faster than ticks; the margin is in cells."""
+    K, step = len(names), math.ceil(len(names) / LABELS_LIMIT)
+    upright = 90 if max(len(name) for name in names) > len("10") else 0
+    axes.set(xticks=[], yticks=[])
+    for index in range(0, K, step):
+        style: dict[str, Any] = {"fontsize": max(size, _MIN_NAME_SIZE)}
+        axes.text(-0.01 * K, index + 0.5, names[index], ha="right", va="center", **style)
+        axes.text(index + 0.5, 1.01 * K, names[index], ha="center", va="top", rotation=upright, **style)
+    style = {"fontsize": "medium", "ha": "center"}
+    axes.text(-margin + 0.02 * K, K / 2, "true class", rotation=90, va="center", **style)
+    axes.text(K / 2, K + margin - 0.02 * K, "predicted class", va="bottom", **style)
 
 
 @_style()
@@ -275,9 +334,10 @@ def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
     tiles = filter_tiles(weights)  # (R, Q, K, K, 3)
     n_rows, n_columns = tiles.shape[:2]
     side = min(0.6, 12 / max(n_rows, n_columns))  # inches
-    figure = Figure(figsize=(max(4.0, n_columns * side) + 0.6, n_rows * side + 0.9), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(join_tiles(tiles), interpolation="nearest")
+    width, height = max(4.0, n_columns * side) + 0.9, n_rows * side + 1.1
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0.6 / width, 0.6 / height, 1 - 0.9 / width, 1 - 1.1 / height))
+    axes.imshow(join_tiles(tiles), interpolation="none")
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
     axes.set(title=_short_label(title), xticks=[], yticks=[])
@@ -304,18 +364,10 @@ def _limited_count(n: int, limit: int, noun: str) -> str:
     return total if n <= limit else f"the first {limit} of {total}"
 
 
-def _palette() -> list[tuple[float, float, float]]:
-    import seaborn as sns
-
-    return list(sns.color_palette("colorblind", _COLOURS))
-
-
 def _short_label(name: str, n_letters: int = _NAME_LENGTH) -> str:
     """Return a name on one line, with the middle omitted if it is long.
 
     Matplotlib omits labels that begin with ``_`` from legends, so such a name gets a leading space.
     """
-    line = " ".join(name.split())
-    if len(line) > n_letters:
-        line = f"{line[: n_letters * 2 // 3 - 1]}…{line[-n_letters // 3 :]}"
+    line = shorten_middle(" ".join(name.split()), n_letters)
     return f" {line}" if line.startswith("_") else line

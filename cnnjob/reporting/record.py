@@ -18,10 +18,9 @@ from cnnjob.files import short_digest
 from cnnjob.jobs import json_files, older
 from cnnjob.jobs.dotted_keys import KINDS
 from cnnjob.jobs.job import FORMAT
-from cnnjob.reporting import crosscheck, plots
+from cnnjob.reporting import crosscheck
 from cnnjob.reporting.attempts import Attempt, read_attempts
 from cnnjob.reporting.curve import Curve
-from cnnjob.reporting.figures import Drawing
 from cnnjob.reporting.network_table import LayerRow, layer_rows
 from cnnjob.runs import metrics
 from cnnjob.runs.logs import last_lines, shorten_lines
@@ -116,17 +115,6 @@ class Record:
     def folder(self) -> str:
         """Path of the run's figure folder, relative to the report folder."""
         return f"runs/{self.name.strip('/')}"
-
-    def drawings(self) -> dict[str, Drawing]:
-        """Return the figures of this run, by file name without the suffix."""
-        drawings: dict[str, Drawing] = {}
-        if self.curve is not None:
-            drawings["curves"] = Drawing(plots.learning_curve, (self.curve,))
-        if self.counts is not None:
-            drawings["confusion"] = Drawing(plots.confusion_matrix, (self.counts, self.class_names, self.name))
-        if self.filters is not None:
-            drawings["filters"] = Drawing(plots.first_layer_filters, (self.filters, self.name))
-        return drawings
 
 
 def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:

@@ -5,7 +5,7 @@ index.html                           one page with everything
 groups.csv · .md · .tex              one row per group of runs that differ only in their seed
 metrics.csv · .md · .tex · .json     one row per run, in any state
 classes.csv                          one row per run and class
-curves.png · .svg · .pdf             learning curves of all runs
+curves.png · .svg · .pdf             if asked for: learning curves of all groups
 runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           confusion.…                confusion matrix,
           filters.…                  filters of the first convolution
@@ -14,24 +14,28 @@ runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
 
 Only the run folders are read, and nothing in them is changed, so the report can also be written from copies of the
 folders, for example on a laptop. Anything that cannot be read is listed with the reason. The same runs give the same
-bytes. A file whose content has not changed is not written again, and an unchanged figure is not drawn again.
+bytes. A file whose content has not changed is not written again, and an unchanged figure is not drawn again. Figures
+that are not asked for are kept if an earlier report drew them and they still show these runs; otherwise, they are
+removed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cnnjob import files
 from cnnjob.errors import DataError, JobError, printable
-from cnnjob.reporting import figures, groups, plots, tables
-from cnnjob.reporting.figures import Drawing
+from cnnjob.reporting import figures, groups, tables
 from cnnjob.reporting.groups import Group
 from cnnjob.reporting.page import page
+from cnnjob.reporting.plots import Format
 from cnnjob.reporting.record import Record, read_record
 from cnnjob.runs import metrics
 from cnnjob.runs.run import Run, looks_like_a_run
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -45,28 +49,30 @@ class Report:
     """All files in the report."""
     written: list[Path]
     """The files that are new or have changed."""
-    without_figures: list[str]
-    """Names of the runs without figures of their own, because there are more runs than ``figures_limit``."""
     groups: list[Group]
     """Groups of runs that differ only in their seed, best first; a row's ``group`` is its group's label."""
 
 
 def report(
-    runs: Iterable[Run], out: Path = Path("report"), *, named: Iterable[Run] = (), figures_limit: int = 50
+    runs: Iterable[Run],
+    out: Path = Path("report"),
+    *,
+    formats: Sequence[Format] = (),
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Write a report on runs: a page, tables and figures.
+    """Write a report on runs: a page, tables and, if asked for, figures.
 
     Unfinished and damaged runs, and folders that are not runs, are listed with the reason and whatever can be read.
 
     Args:
         runs: the runs in any order; duplicates count once, and report folders are ignored.
         out: the folder to write to, created if missing. Other files in this folder are not changed.
-        named: runs whose individual figures are drawn even if there are more than ``figures_limit`` runs.
-        figures_limit: maximum number of runs for which all figures are drawn. If there are more runs, only the
-            individual figures of ``named`` are drawn, and no figure of all learning curves.
+        formats: formats in which figures are drawn: ``png``, ``svg``, ``pdf``. Figures of an earlier report in other
+            formats are kept if they still show these runs, and removed otherwise.
+        on_progress: called with the current activity, the number of runs or figures that are done, and their total.
 
     Returns:
-        The rows and files of the report, and the runs whose individual figures are not drawn.
+        The rows and files of the report.
 
     Raises:
         DataError: there are no runs.
@@ -75,18 +81,18 @@ def report(
     folders = _run_names(runs, out)
     if not folders:
         raise DataError("report: no runs found. To train one:\n  cnnjob train JOB")
-    few, named_paths = len(folders) <= figures_limit, {run.path.resolve() for run in named}
-    drawn = {name for name, run in folders.items() if few or run.path.resolve() in named_paths}
-    on_page = len(folders) <= page.MAX_PICTURED_RUNS
-    records = [read_record(run, name, pictures=on_page or name in drawn) for name, run in folders.items()]
+    has_figures = bool(formats) or (out / figures.NOTES).exists()
+    pictures = has_figures or len(folders) <= page.MAX_PICTURED_RUNS
+    found = _with_progress(list(folders.items()), "reading runs", on_progress)
+    records = [read_record(run, name, pictures=pictures) for name, run in found]
     run_groups = groups.group_runs(records)
     rows = tables.run_rows(records, run_groups)
-    pictured = [record for record in records if record.name in drawn]
-    drawings = dict(_drawings(records if few else [], pictured))
+    drawings = figures.drawings(records, run_groups) if has_figures else {}
+    planned = figures.plan_figures(out, drawings, formats)
     # Generators, so that each file is written as soon as it is ready, and an interrupted report keeps those files.
     contents = [
-        _text_files(records, rows, run_groups, pictured, overlaid="curves" in drawings),
-        figures.draw_changed(out, drawings),
+        _text_files(records, rows, run_groups, {figure.stem: figure.formats for figure in planned}),
+        figures.draw_planned(out, _with_progress(planned, "drawing figures", on_progress)),
     ]
     changed = {out / name: _update(out / name, content) for name, content in chain.from_iterable(contents)}
     # Remove files of these runs that an earlier report wrote and this report does not contain. Only files with the
@@ -100,9 +106,18 @@ def report(
         rows=rows,
         files=list(changed),
         written=[path for path, is_new in changed.items() if is_new],
-        without_figures=[record.name for record in records if record.name not in drawn],
         groups=run_groups,
     )
+
+
+def _with_progress(
+    items: Sequence[Item], activity: str, on_progress: Callable[[str, int, int], None] | None
+) -> Iterator[Item]:
+    """Yield items, and report before each how many are done."""
+    for done, item in enumerate(items):
+        if on_progress:
+            on_progress(activity, done, len(items))
+        yield item
 
 
 def _run_names(runs: Iterable[Run], out: Path) -> dict[str, Run]:
@@ -126,9 +141,7 @@ def _text_files(
     records: Sequence[Record],
     rows: Sequence[dict[str, Any]],
     run_groups: Sequence[Group],
-    drawn: Sequence[Record],
-    *,
-    overlaid: bool,
+    drawn: Mapping[str, Sequence[Format]],
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file except figures."""
     yield "index.html", page.render(records, run_groups).encode()
@@ -137,24 +150,12 @@ def _text_files(
     yield "groups.tex", tables.groups_as_latex(run_groups).encode()
     yield "metrics.csv", tables.csv(rows)
     yield "metrics.json", files.readable_json(rows).encode()
-    yield "metrics.md", tables.runs_as_markdown(records, rows, drawn, overlaid=overlaid).encode()
+    yield "metrics.md", tables.runs_as_markdown(records, rows, drawn).encode()
     yield "metrics.tex", tables.runs_as_latex(rows).encode()
     yield "classes.csv", tables.csv(_class_rows(records), ("run", "class", *metrics.PerClass._fields))
     for record in records:
         if record.curve:
             yield f"{record.folder}/{tables.HISTORY_FILE}", tables.history_csv(record.curve)
-
-
-def _drawings(overlaid: Sequence[Record], drawn: Sequence[Record]) -> Iterator[tuple[str, Drawing]]:
-    """Yield figures, each with its file stem.
-
-    The first figure contains the learning curves of all runs in ``overlaid``. The individual figures of each run in
-    ``drawn`` follow.
-    """
-    if curves := [record.curve for record in overlaid if record.curve]:
-        yield "curves", Drawing(plots.overlaid_curves, (curves,))
-    for record in drawn:
-        yield from ((f"{record.folder}/{stem}", drawing) for stem, drawing in record.drawings().items())
 
 
 def _class_rows(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ _UNITS = (
     "Accuracy, precision, recall and F1 on the test images are fractions from 0 to 1; `_macro` is a mean over classes. "
     "The loss is in nats per image."
 )
-_TOO_MANY = "There are too many runs to draw figures for each. To get figures of a run, pass the path of its folder."
+_LINKED = ("svg", "png", "pdf")
+"""Formats of figures, in the order in which one of them is linked."""
 _OF_GROUPS = "Mean ± half the width of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
@@ -168,28 +169,28 @@ def runs_as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def runs_as_markdown(
-    records: Sequence[Record], rows: Sequence[Mapping[str, Any]], drawn: Sequence[Record], *, overlaid: bool
+    records: Sequence[Record], rows: Sequence[Mapping[str, Any]], drawn: Mapping[str, Sequence[str]]
 ) -> str:
     """Return a readable overview of the runs: rounded numbers, remarks and links to the figures.
 
     Args:
         records: records of all runs.
         rows: the runs' rows, from :func:`run_rows`.
-        drawn: records of the runs for which individual figures are drawn.
-        overlaid: whether a figure shows the learning curves of all runs together.
+        drawn: formats of the report's figures, by file stem.
 
     Returns:
         The content of ``metrics.md``.
     """
     table = _markdown(list(rows[0]), ([_readable(*cell) for cell in row.items()] for row in rows))
     remarks = (f"- {_escape_markdown(record.name)}: {remark}" for record in records for remark in record.remarks)
-    overlay = "![Learning curves of all runs](curves.svg)" if overlaid else ""
+    linked = {stem: next(kind for kind in _LINKED if kind in formats) for stem, formats in drawn.items()}
+    overlay = f"![Learning curves of all runs](curves.{linked['curves']})" if "curves" in linked else ""
     links = []
-    for record in drawn:
-        figures = (f"[{FIGURE_TITLES[stem]}]({quote(f'{record.folder}/{stem}.svg')})" for stem in record.drawings())
-        links.append(f"- {_escape_markdown(record.name)}: {' · '.join(figures) or 'no figures'}")
-    if len(drawn) < len(records):
-        links.append(_TOO_MANY)
+    for record in records:
+        stems = {stem: title for name, title in FIGURE_TITLES.items() if (stem := f"{record.folder}/{name}") in linked}
+        if stems:
+            figures = (f"[{title}]({quote(f'{stem}.{linked[stem]}')})" for stem, title in stems.items())
+            links.append(f"- {_escape_markdown(record.name)}: {' · '.join(figures)}")
     parts = ["# Runs", table, "\n".join(remarks), _UNITS, overlay, "\n".join(links)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

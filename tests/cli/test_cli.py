@@ -419,11 +419,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"; stopped early after epoch \d+ of 30, best epoch \d+$", shown.stdout, re.MULTILINE)
     [accuracy] = [float(match[1]) for line in lines if (match := re.search(r"test accuracy ([\d.]+) %", line))]
     assert accuracy > 96
-    pictures = [line.strip() for line in lines[lines.index("figures:") + 1 : -2]]
-    assert "report/curves.png" in pictures
-    assert len(pictures) == 4
     assert lines[-2].startswith("Open report/index.html in a browser")
-    assert all((tmp_path / path).is_file() for path in pictures)
+    assert (tmp_path / "report" / "index.html").is_file()
 
 
 @pytest.mark.usefixtures("here")

@@ -292,7 +292,7 @@ def tried(root: Path, case: Case) -> Iterator[tuple[str, str]]:
     run, job = Run(root / "runs" / names[case.state]), root / f"toy{EPOCHS[case.state]}-6.toml"
     for name, arguments in commands(root, run, job).items():
         if name == "report" and number % 20:
-            yield from _reported(root)  # without figures, which take seconds
+            yield from _reported(root)
             continue
         if number % {"train": 4, "submit --dry-run": 20}.get(name, 1) and case.name not in HEAVY.get(name, ()):
             continue
@@ -310,7 +310,7 @@ def tried(root: Path, case: Case) -> Iterator[tuple[str, str]]:
 
 def _reported(root: Path) -> Iterator[tuple[str, str]]:
     try:
-        rows = report(Run.all(root / "runs"), root / "report", figures_limit=0).rows
+        rows = report(Run.all(root / "runs"), root / "report").rows
     except Exception:  # noqa: BLE001 - each is a fault
         yield "report", traceback.format_exc()
         return

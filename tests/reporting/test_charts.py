@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob.reporting.curve import Curve
+from cnnjob.reporting.groups import Group, group_runs
+from cnnjob.reporting.lines import Line, axis_limits
 from cnnjob.reporting.page.charts import (
     BOTTOM,
     LEFT,
@@ -15,7 +17,6 @@ from cnnjob.reporting.page.charts import (
     RIGHT,
     TOP,
     Axis,
-    Line,
     build_chart,
     build_group_chart,
     build_run_chart,
@@ -31,31 +32,90 @@ def numbers(path: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?[\d.]+", path.replace("h0", ""))]
 
 
-@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20))
-def test_every_value_lies_on_its_axis(values: list[float]) -> None:
-    axis = Axis.upward(np.array(values), logarithmic=False)
-    places = axis.at(np.array(values))
-    assert ((places >= TOP) & (places <= BOTTOM)).all()
-    assert 1 <= len(axis.ticks()) <= 11
+@given(st.lists(st.floats(0, 19), min_size=1, max_size=20), st.booleans())
+def test_every_value_lies_on_its_axis(values: list[float], logarithmic: bool) -> None:  # noqa: FBT001
+    limits = axis_limits([line(values)], "loss", logarithmic=logarithmic)
+    if limits is None:
+        assert logarithmic
+        assert min(values) <= 1e-30
+        return
+    axis = Axis.upward(limits)
+    assert limits.low <= min(values)
+    assert limits.high >= max(values)
+    assert 0 <= len(axis.ticks()) <= 40
+    assert all(TOP - 0.1 <= tick.at <= BOTTOM + 0.1 for tick in axis.ticks())
 
 
-def test_a_line_goes_from_edge_to_edge_through_what_is_known() -> None:
-    drawn = build_chart("accuracy", "epoch", "accuracy", [line([0, np.nan, 100])])
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20))
+def test_the_axis_of_accuracies_is_within_0_and_100(values: list[float]) -> None:
+    limits = axis_limits([line(values)], "accuracy")
+    assert limits is not None
+    assert 0 <= limits.low < limits.high <= 100
+
+
+def test_a_line_goes_through_what_is_known_in_data_coordinates() -> None:
+    drawn = build_chart("accuracy", "epoch", "accuracy", [line([0, np.nan, 98.764])])
     assert drawn is not None
-    left, low, right, high = numbers(drawn.lines[0].d)
-    assert (left, right) == (LEFT, RIGHT)
-    assert BOTTOM > low > high > TOP
+    assert drawn.lines[0].d == "M1 0L3 98.76"
+    assert drawn.view_box() == "1 -100 2 100"
     assert [tick.label for tick in drawn.x_ticks] == ["1", "2", "3"]
-    assert [tick.label for tick in drawn.y_ticks] == ["0", "25", "50", "75", "100"]
+    assert [tick.label for tick in drawn.y_ticks] == ["0", "20", "40", "60", "80", "100"]
 
 
 def test_losses_of_several_magnitudes_have_a_logarithmic_axis() -> None:
     drawn = build_chart("loss", "epoch", "loss", [line([1.0, 0.1, 0.01])])
     assert drawn is not None
-    assert drawn.y_label.endswith("logarithmic")
-    places = numbers(drawn.lines[0].d)[1::2]
-    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
+    assert drawn.up.is_logarithmic
+    assert drawn.lines[0].d == "M1 0L2 -1L3 -2"
     assert [tick.label for tick in drawn.y_ticks] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
+    assert drawn.scales["log"][2] == [[tick.at, tick.label] for tick in drawn.y_ticks]
+    assert set(drawn.scales) == {"linear", "log"}
+
+
+def test_a_loss_of_zero_has_no_logarithmic_axis() -> None:
+    drawn = build_chart("loss", "epoch", "loss", [line([1.0, 0.1, 0.0])])
+    assert drawn is not None
+    assert not drawn.up.is_logarithmic
+    assert not drawn.scales
+
+
+def test_a_run_that_diverges_does_not_change_the_range_of_the_others() -> None:
+    sane, diverged = folders_of(
+        {"loss": [2.0, 1.0, 0.5], "accuracy": [0.8, 0.9, 0.9]},
+        {"loss": [2.0, 1e6, np.nan], "accuracy": [0.1, 0.2, 0.1]},
+    )
+    alone = build_group_chart([sane], "loss", "epoch")
+    both = build_group_chart([sane, diverged], "loss", "epoch")
+    assert alone is not None
+    assert both is not None
+    assert both.view_box() == alone.view_box()
+    assert [mark.kind for mark in both.marks] == ["above", "stop"]
+    assert both.marks[0].x == pytest.approx(LEFT, abs=0.01)
+    assert both.marks[0].y == TOP
+    assert both.note == f"Leaving the chart: {diverged.label}."
+    accuracy = build_group_chart([sane, diverged], "accuracy", "epoch")
+    assert accuracy is not None
+    assert accuracy.up.low > 50
+    assert [mark.kind for mark in accuracy.marks] == ["below"]
+
+
+def folders_of(*histories: dict[str, list[float]]) -> list[Group]:
+    """Groups of one run each with these measures on the training images; an accuracy of 0.9 unless it is given."""
+    records = [one for number in range(len(histories)) for one in group(0.9 - 0.1 * number, **{"train.x": number})]
+    for record, history in zip(records, histories, strict=True):
+        n = len(history["loss"])
+        measures = {"accuracy": [0.9] * n} | history
+        values = {f"train_{name}": np.array(each) for name, each in measures.items()}
+        record.curve = Curve(record.name, {"epoch": np.arange(1.0, n + 1), "seconds": np.ones(n)} | values)
+    return group_runs(records)
+
+
+def test_a_run_that_diverges_alone_shows_what_was_before() -> None:
+    history = {"epoch": np.arange(1.0, 5), "train_loss": np.array([2.0, 1.0, 1e9, 1e30])}
+    drawn = build_run_chart(Curve("odd", history), "loss")
+    assert drawn is not None
+    assert drawn.up.high < 3
+    assert "1e+12" in drawn.lines[0].d
 
 
 def test_a_long_line_keeps_what_can_be_seen_and_a_point_is_a_dot() -> None:
@@ -83,9 +143,16 @@ def test_a_run_has_its_best_epoch_and_its_restarts() -> None:
     assert [(mark.kind, mark.x) for mark in drawn.marks] == [("restart", (LEFT + RIGHT) / 2), ("best", RIGHT)]
 
 
-def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
-    from cnnjob.reporting.groups import group_runs
+def test_a_run_has_the_learning_rate_of_its_history() -> None:
+    history = {"epoch": np.arange(1.0, 4), "train_loss": np.ones(3), "learning_rate": np.array([0.1, 0.05, 0.0])}
+    drawn = build_run_chart(Curve("tiny", history, best_epoch=2), "learning rate")
+    assert drawn is not None
+    assert drawn.lines[0].d == "M1 0.1L2 0.05L3 0"
+    assert not drawn.marks
+    assert build_run_chart(Curve("tiny", history | {"learning_rate": np.full(3, np.nan)}), "learning rate") is None
 
+
+def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
     records = group(0.5, 0.6, 0.7)
     for number, record in enumerate(records):
         n = 3 + number  # the runs are of three, four and five epochs
@@ -101,14 +168,24 @@ def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
     assert [path.style for path in drawn.lines] == ["thin"] * 3 + ["mean"]
     assert len(numbers(drawn.lines[-1].d)) == 2 * 3  # as far as all three go
     assert len(numbers(drawn.bands[0].d)) == 2 * 2 * 3
-    hours = build_group_chart([one], "loss", "time")
-    assert hours is not None
-    assert numbers(hours.lines[-1].d)[-2] == pytest.approx(LEFT + 3 / 5 * (RIGHT - LEFT), abs=0.1)
+    minutes = build_group_chart([one], "loss", "time")
+    assert minutes is not None
+    # From the end of the first epoch to that of the last: the mean ends where the shortest run does.
+    assert minutes.view_box().split()[::2] == ["6", "24"]
+    assert numbers(minutes.lines[-1].d)[::2] == [6, 12, 18]
+
+
+def test_over_time_the_mean_of_seeds_is_taken_at_the_end_of_each_epoch() -> None:
+    records = group(0.5, 0.6)
+    for record, seconds in zip(records, (1.0, 3.0), strict=True):
+        history = {"epoch": np.arange(1.0, 3), "seconds": np.full(2, seconds), "train_loss": np.array([seconds, 1])}
+        record.curve = Curve(record.name, history)
+    drawn = build_group_chart(group_runs(records), "loss", "time")
+    assert drawn is not None
+    assert drawn.lines[-1].d == "M2 2L4 1"
 
 
 def test_a_copy_of_a_run_is_no_second_seed() -> None:
-    from cnnjob.reporting.groups import group_runs
-
     records = [*group(0.5, 0.6), *group(0.7)]
     for record in records:
         record.curve = Curve(record.name, {"epoch": np.arange(1.0, 3), "validation_loss": np.full(2, 1.0)})
@@ -128,8 +205,6 @@ def test_losses_of_any_magnitude_are_drawn() -> None:
     [(0.1, "seconds"), (30.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"), (np.nan, "seconds")],
 )
 def test_time_has_the_unit_that_suits_the_longest_training(seconds: float, unit: str) -> None:
-    from cnnjob.reporting.groups import group_runs
-
     records = group(0.5, 0.6)
     for number, record in enumerate(records):
         history = {"epoch": np.arange(1.0, 3), "seconds": np.full(2, (1.0, seconds)[number]), "train_loss": np.ones(2)}

@@ -1,7 +1,8 @@
 """Figures, by what their axes hold."""
 
 import io
-from collections.abc import Iterator
+import re
+from importlib import resources
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -14,9 +15,12 @@ from PIL import Image
 
 from cnnjob.reporting import plots
 from cnnjob.reporting.curve import Curve
+from cnnjob.reporting.groups import group_runs
+from cnnjob.reporting.lines import COLOURS, DASHES, GREY, Line, group_lines, run_lines
+from cnnjob.reporting.plots import Panels
+from tests.helpers.records import group
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 EPOCHS = np.arange(1.0, 6.0)
@@ -29,114 +33,123 @@ def curve(name: str = "run", split: str | None = "validation", epochs: np.ndarra
     return Curve(name, history, **more)
 
 
-def lines(axes: "Axes") -> dict[str, tuple[list[float], list[float]]]:
-    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}  # type: ignore[arg-type]
-
-
 def legend(figure: "Figure") -> list[str]:
     return [text.get_text() for each in figure.legends for text in each.get_texts()]
 
 
-def title(figure: "Figure") -> str:
-    return figure.get_suptitle() or figure.axes[0].get_title()
+def panels(curve: Curve) -> Panels:
+    """A run's panels, as the report draws them."""
+    lines = {measure: run_lines(curve, measure) for measure in ("accuracy", "loss", "learning rate")}
+    return Panels(curve.name, lines, curve.best_epoch, curve.restarts)  # type: ignore[arg-type]
 
 
-def texts(figure: "Figure") -> Iterator[str]:
-    return (text.get_text() for text in figure.axes[0].texts)
+def run_figure(curve: Curve) -> "Figure":
+    return plots.learning_curves([panels(curve)])
+
+
+def group_figure(*accuracies: float, n_groups: int = 1) -> "Figure":
+    """The figure of groups of runs, each with one seed per accuracy."""
+    records = [one for number in range(n_groups) for one in group(*accuracies, **{"train.learning_rate": number})]
+    for record in records:
+        record.curve = curve(record.name)
+    return plots.learning_curves([Panels("tiny", {"accuracy": group_lines(group_runs(records), "accuracy")})])
 
 
 def test_a_learning_curve_holds_both_splits_with_units() -> None:
-    loss, accuracy = plots.learning_curve(curve()).axes
-    assert lines(loss) == {
-        "training": (EPOCHS.tolist(), (1 / EPOCHS).tolist()),
-        "validation": (EPOCHS.tolist(), (2 / EPOCHS).tolist()),
-    }
-    assert lines(accuracy)["validation"][1] == pytest.approx(100 - 80 / EPOCHS)
-    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss (nats per image)")
-    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy (%)")
+    accuracy, loss, rate = run_figure(curve()).axes
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines] == [  # type: ignore[arg-type]
+        (EPOCHS.tolist(), (1 / EPOCHS).tolist()),
+        (EPOCHS.tolist(), (2 / EPOCHS).tolist()),
+    ]
+    assert accuracy.lines[1].get_ydata() == pytest.approx(100 - 80 / EPOCHS)
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss, nats per image")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "accuracy, %")
+    assert rate.get_ylabel() == "learning rate"
 
 
 def test_a_learning_curve_marks_the_best_epoch_and_the_restarts() -> None:
-    figure = plots.learning_curve(curve(split="test", best_epoch=4, restarts=(1.5, 3.0)))
-    loss = figure.axes[0]
-    assert lines(loss)["best epoch"] == ([4], [0.5])
+    figure = run_figure(curve(split="test", best_epoch=4, restarts=(1.5, 3.0)))
+    loss = figure.axes[1]
+    (star,) = [line for line in loss.lines if line.get_marker() == "*"]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([4], [0.5])  # type: ignore[arg-type]
     assert [line.get_xdata() for line in loss.lines if line.get_linestyle() == ":"] == [[1.5, 1.5], [3.0, 3.0]]
-    assert legend(figure) == ["training", "test", "best epoch", "restart"]
+    assert legend(figure) == ["test images", "training images", "best epoch", "resumed"]
 
 
 def test_a_learning_curve_without_a_watched_split_shows_the_training() -> None:
-    figure = plots.learning_curve(curve(split=None, best_epoch=5))
-    assert legend(figure) == ["training", "best epoch"]
-    assert lines(figure.axes[0])["best epoch"] == ([5], [0.2])
+    assert legend(run_figure(curve(split=None, best_epoch=5))) == ["training images", "best epoch"]
 
 
 def test_one_epoch_is_a_visible_point_on_a_whole_number() -> None:
-    figure = plots.learning_curve(curve(epochs=np.array([1.0])))
-    loss = figure.axes[0]
-    assert loss.lines[0].get_marker() == "."
+    loss = run_figure(curve(epochs=np.array([1.0]))).axes[1]
+    assert loss.lines[0].get_marker() == "o"
     low, high = loss.get_xlim()
     assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_losses_of_several_magnitudes_get_a_logarithmic_axis() -> None:
     falling = Curve("run", {"epoch": EPOCHS, "train_loss": 10.0**-EPOCHS})
-    loss, accuracy = plots.overlaid_curves([falling]).axes
+    accuracy, loss, _ = run_figure(falling).axes
     assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
     assert "logarithmic" in loss.get_ylabel()
-    assert plots.learning_curve(curve()).axes[0].get_yscale() == "linear"
+    assert run_figure(curve()).axes[1].get_yscale() == "linear"
 
 
 def test_a_history_without_a_number_is_drawn_empty() -> None:
-    figure = plots.learning_curve(Curve("run", {"epoch": EPOCHS}, best_epoch=2))
-    assert plots.to_bytes(figure, "png")
+    assert plots.to_bytes(run_figure(Curve("run", {"epoch": EPOCHS}, best_epoch=2)), "png")
 
 
-def test_overlaid_curves_follow_the_split_that_each_watched() -> None:
-    runs = [curve("a", "validation", best_epoch=2, restarts=(1.5,)), curve("b", "test"), curve("c", None)]
-    figure = plots.overlaid_curves(runs)
-    drawn = lines(figure.axes[0])
-    assert [drawn[name][1][0] for name in "abc"] == [2, 2, 1]
-    assert legend(figure) == ["a", "b", "c"]
-    assert [line.get_marker() for line in figure.axes[0].lines] == [".", "|", "*", ".", "."]
-    assert title(figure).startswith("3 runs")
+def test_accuracies_are_within_0_and_100_and_a_diverged_run_leaves_the_axis() -> None:
+    history = {
+        "epoch": EPOCHS,
+        "train_loss": np.array([2.0, 1, 30, 1e6, np.nan]),
+        "train_accuracy": np.linspace(0, 1, 5),
+    }
+    accuracy, loss, _ = run_figure(Curve("run", history)).axes
+    assert accuracy.get_ylim() == (0, 100)
+    assert loss.get_ylim()[1] < 3
+    assert loss.get_title("right") == "1 line beyond the axis"
 
 
-@pytest.mark.parametrize("n_runs", [1, 30, plots.LEGEND_LIMIT])
-def test_overlaid_curves_can_be_told_apart(n_runs: int) -> None:
-    figure = plots.overlaid_curves([curve(f"run-{number}") for number in range(n_runs)])
-    looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}  # type: ignore[attr-defined]
-    assert len(looks) == len(legend(figure)) == n_runs
+def test_a_figure_has_the_groups_of_the_page_with_their_colours_and_labels() -> None:
+    figure = group_figure(0.5, 0.6, n_groups=9)
+    assert legend(figure) == [*(f"learning_rate {number}" for number in range(7)), "other groups"]
+    colours = {str(line.get_color()) for line in figure.axes[0].lines if line.get_linewidth() > 1}
+    assert colours == {*COLOURS, GREY}
+    css = (resources.files("cnnjob.reporting.page") / "templates" / "style.css").read_text()
+    assert all(f"--c{number}: {colour};" in css for number, colour in enumerate(COLOURS))
+    dashes = {
+        number: tuple(map(float, text.split()))
+        for number, text in re.findall(r"mean\.k(\d) \{ stroke-dasharray: ([\d ]+);", css)
+    }
+    assert dashes == {str(number): dash for number, dash in enumerate(DASHES) if dash}
 
 
 def test_the_legend_lies_beside_the_axes() -> None:
-    figure = plots.overlaid_curves([curve(f"a-rather-long-name-of-a-run-{number}") for number in range(30)])
+    records = group(0.5, **{"train.rather_long_name_of_a_setting": "x" * 50}) + group(0.6)
+    for record in records:
+        record.curve = curve(record.name)
+    figure = plots.learning_curves([Panels("tiny", {"loss": group_lines(group_runs(records), "loss")})])
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= max(axes.get_window_extent().x1 for axes in figure.axes)
     assert box.x1 <= figure.bbox.x1
     assert box.y0 >= 0
-    assert figure._suptitle.get_window_extent().x1 <= box.x0  # type: ignore[attr-defined]
-
-
-def test_too_many_curves_have_no_legend_and_the_title_says_so() -> None:
-    figure = plots.overlaid_curves([curve(f"run-{number}") for number in range(plots.LEGEND_LIMIT + 1)])
-    assert not figure.legends
-    assert "too many for a legend" in title(figure)
 
 
 def test_a_confusion_matrix_names_and_counts() -> None:
     counts = np.array([[1234, 6, 0], [1, 2, 1], [0, 0, 0]])
     figure = plots.confusion_matrix(counts, ["ant", "bee", "cat"], "tiny")
     matrix, scale = figure.axes
-    assert list(texts(figure)) == ["1,234", "6", "0", "1", "2", "1", "0", "0", "0"]
-    assert [label.get_text() for label in matrix.get_xticklabels()] == ["ant", "bee", "cat"]
-    assert [label.get_text() for label in matrix.get_yticklabels()] == ["ant", "bee", "cat"]
-    assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("predicted class", "true class")
-    shares = np.asarray(matrix.collections[0].get_array()).reshape(3, 3)
-    assert shares[1].tolist() == [0.25, 0.5, 0.25]
-    assert shares[2].tolist() == [0, 0, 0]
+    counted = [(text.get_text(), *text.get_position()) for text in matrix.texts if text.get_text()[0].isdecimal()]
+    assert counted == [("1,234", 0.5, 0.5), ("6", 1.5, 0.5), ("1", 0.5, 1.5), ("2", 1.5, 1.5), ("1", 2.5, 1.5)]
+    names = [text.get_text() for text in matrix.texts if not text.get_text()[0].isdecimal()]
+    assert names == [*("ant", "ant", "bee", "bee", "cat", "cat"), "true class", "predicted class"]
+    cells = np.asarray(matrix.images[0].get_array())[4::8, 4::8, :3].astype(int).sum(axis=-1)  # lighter is larger
+    assert (cells[2] == cells[0, 2]).all()  # no image
+    assert cells[0, 0] < cells[1, 1] < cells[1, 0] == cells[1, 2] < cells[0, 2]
     assert scale.get_ylabel() == "share of the true class"
-    assert title(figure) == "tiny"
+    assert matrix.get_title("left") == "tiny"
 
 
 @pytest.mark.parametrize("K", [2, 10, plots.COUNTS_LIMIT])
@@ -145,23 +158,27 @@ def test_counts_fit_their_cells(K: int) -> None:
     figure.draw_without_rendering()
     matrix = figure.axes[0]
     cell = matrix.get_window_extent().width / K
-    assert all(text.get_window_extent().width < cell for text in matrix.texts)
+    assert all(text.get_window_extent().width < cell for text in matrix.texts if text.get_text() == "123,456")
 
 
 def test_a_hundred_classes_are_named_without_overlap_and_not_counted() -> None:
     figure = plots.confusion_matrix(np.eye(100, dtype=np.int64), [f"class {k}" for k in range(100)], "tiny")
     figure.draw_without_rendering()
-    labels = figure.axes[0].get_yticklabels()
+    labels = [text for text in figure.axes[0].texts if text.get_horizontalalignment() == "right"]
     boxes = [label.get_window_extent() for label in labels]
-    assert len(labels) == 100
-    assert not list(texts(figure))
+    assert [label.get_text() for label in labels] == [f"class {k}" for k in range(100)]
+    assert len(figure.axes[0].texts) == 2 * 100 + 2
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes))
     assert all(box.x0 >= 0 for box in boxes)
 
 
 def test_of_many_classes_some_are_named() -> None:
     figure = plots.confusion_matrix(np.eye(250, dtype=np.int64), [str(k) for k in range(250)], "tiny")
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][:3] == ["0", "3", "6"]
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_horizontalalignment() == "right"][:3] == [
+        "0",
+        "3",
+        "6",
+    ]
 
 
 def sheet(weights: np.ndarray) -> np.ndarray:
@@ -227,7 +244,7 @@ STRANGE = ["$\\frac{1", "_hidden", "x" * 300, "two\nlines", "名前", "a & <b>"]
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_strange_names_are_printed_as_they_are(kind: plots.Format) -> None:
     figures = [
-        plots.overlaid_curves([curve(name) for name in STRANGE]),
+        plots.learning_curves([Panels(STRANGE[2], {"loss": [Line(EPOCHS, EPOCHS, 0, "mean", n, n) for n in STRANGE]})]),
         plots.confusion_matrix(np.eye(6, dtype=np.int64), STRANGE, STRANGE[0]),
         plots.first_layer_filters(np.zeros((3, 3, 1, 2)), STRANGE[2]),
     ]
@@ -238,9 +255,9 @@ def test_strange_names_are_printed_as_they_are(kind: plots.Format) -> None:
 
 
 def test_files_open_and_equal_figures_give_equal_files() -> None:
-    first, again = (plots.learning_curve(curve(best_epoch=2)) for _ in range(2))
+    first, again = (run_figure(curve(best_epoch=2)) for _ in range(2))
     png, svg = plots.to_bytes(first, "png"), plots.to_bytes(first, "svg")
-    assert Image.open(io.BytesIO(png)).size == (1350, 675)
+    assert Image.open(io.BytesIO(png)).size == (2283, 652)
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     assert (plots.to_bytes(again, "png"), plots.to_bytes(again, "svg")) == (png, svg)
     assert b"dc:date" not in svg
@@ -249,7 +266,7 @@ def test_files_open_and_equal_figures_give_equal_files() -> None:
 def test_the_users_own_settings_change_nothing_and_are_left_alone() -> None:
     import matplotlib as mpl
 
-    plain = plots.to_bytes(plots.learning_curve(curve()), "svg")
+    plain = plots.to_bytes(run_figure(curve()), "svg")
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.hashsalt": None}):
-        assert plots.to_bytes(plots.learning_curve(curve()), "svg") == plain
+        assert plots.to_bytes(run_figure(curve()), "svg") == plain
         assert mpl.rcParams["font.size"] == 30

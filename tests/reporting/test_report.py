@@ -16,6 +16,7 @@ from PIL import Image
 
 from cnnjob import files
 from cnnjob.errors import DataError, JobError
+from cnnjob.reporting.figures import FORMATS
 from cnnjob.reporting.record import COLUMNS, OPTIMISTIC, read_record
 from cnnjob.reporting.report import Report, report
 from cnnjob.runs.run import Run
@@ -80,7 +81,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     folders.finished_run(root / "runs", name="b", split="test", channels=3, seed=7)
     folders.stopped_run(root / "runs", name="c")
     (root / "runs" / "foreign | <x>").mkdir()
-    return root, report(Run.all(root / "runs"), root / "report")
+    return root, report(Run.all(root / "runs"), root / "report", formats=FORMATS)
 
 
 def test_the_tables_say_the_same(mixed: tuple[Path, Report]) -> None:
@@ -177,7 +178,7 @@ def test_the_same_run_elsewhere_gives_the_same_bytes(mixed: tuple[Path, Report],
     root, made = mixed
     name = made.rows[0]["run"]
     shutil.copytree(root / "runs" / name, tmp_path / name)
-    again = report([Run(tmp_path / name)], tmp_path / "report")
+    again = report([Run(tmp_path / name)], tmp_path / "report", formats=FORMATS)
     assert content(tmp_path / "report" / "runs") == {
         path: data for path, data in content(root / "report" / "runs").items() if path.startswith(name)
     }
@@ -211,11 +212,11 @@ def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path)
     own = out / "runs" / run.name
     run.weights_file.unlink()
     run.history_file.unlink()
-    first = report([run], out)
+    first = report([run], out, formats=FORMATS)
     assert {path.name for path in own.iterdir()} >= {"confusion.png", "confusion.svg"}
     (out / "mine.txt").write_text("kept")
     run.predictions_file.unlink()
-    again = report([run], out)
+    again = report([run], out, formats=FORMATS)
     assert {path.name for path in again.written} >= {"index.html", "metrics.csv", "metrics.md", "classes.csv"}
     assert set(first.files) - set(again.files) == {own / f"confusion.{kind}" for kind in ("png", "svg", "pdf")}
     assert not (own / "confusion.png").exists()
@@ -292,7 +293,7 @@ def test_a_result_that_other_files_contradict_is_remarked(what: str, tmp_path: P
     assert set(record.contradictions) <= set(record.remarks)
     assert record.row["state"] == "finished"
     assert record.row["reason"] == "; ".join(record.contradictions)
-    report([run], tmp_path / "report", figures_limit=0)
+    report([run], tmp_path / "report")
     assert expected[0][:20] in (tmp_path / "report" / "metrics.md").read_text()
 
 
@@ -383,7 +384,7 @@ def test_views_at_test_time_are_said(tmp_path: Path) -> None:
     other = folders.finished_run(tmp_path / "runs", name="other", test_time_augmentation="flip_translate")
     folders.change_json(other.result_file, test_time_augmentation="flip_translate")
     runs = [run, other, folders.stopped_run(tmp_path / "runs", name="c")]
-    made = report(runs, tmp_path / "report", figures_limit=0)
+    made = report(runs, tmp_path / "report")
     assert {row["job"]: row["test_time_augmentation"] for row in made.rows} == {
         "tiny": "flip",
         "other": "flip_translate",
@@ -559,22 +560,49 @@ def test_a_run_without_a_history_or_convolutions_has_no_such_figures(tmp_path: P
     run.history_file.unlink()
     folders.change_arrays(run.weights_file, lambda arrays: arrays.pop("conv1/weights"))
     folders.change_json(run.result_file, parameters=69)
-    made = report([run], tmp_path / "report")
+    made = report([run], tmp_path / "report", formats=["svg"])
     assert [row["reason"] for row in made.rows] == ["history.jsonl: missing or empty, so there are no learning curves"]
     assert {path.stem for path in made.files if path.suffix == ".svg"} == {"confusion"}
 
 
-def test_more_runs_than_the_limit_have_no_figures_of_their_own(tmp_path: Path) -> None:
-    runs = [folders.stopped_run(tmp_path / "runs", seed=seed) for seed in range(3)]
-    out = tmp_path / "report"
-    assert not report(runs[:1], out, figures_limit=2).without_figures
-    made = report(runs, out, figures_limit=2)
-    assert made.without_figures == sorted(run.name for run in runs)
-    assert not [path for path in made.files if path.suffix == ".svg"]
-    assert not list(out.rglob("*.svg"))
-    named = report(runs, out, named=runs[:1], figures_limit=2)
-    assert {path.parent.name for path in named.files if path.suffix == ".svg"} == {runs[0].name}
-    assert "too many runs" in (out / "metrics.md").read_text()
+def test_figures_are_drawn_only_if_asked_for(tmp_path: Path) -> None:
+    run, out = folders.finished_run(tmp_path / "runs"), tmp_path / "report"
+    assert not [path for path in report([run], out).files if path.suffix in {".png", ".svg", ".pdf"}]
+    made = report([run], out, formats=["png"])
+    assert sorted(path.stem for path in made.files if path.suffix == ".png") == [
+        "confusion",
+        "curves",
+        "curves",
+        "filters",
+    ]
+    assert "(curves.png)" in (out / "metrics.md").read_text()
+    assert report([run], out, formats=["svg"]).files != made.files
+    assert (out / "curves.svg").is_file()
+
+
+def test_figures_that_still_show_the_runs_are_kept_and_others_are_removed(tmp_path: Path) -> None:
+    run, out = folders.stopped_run(tmp_path / "runs"), tmp_path / "report"
+    own = out / "runs" / run.name / "curves.png"
+    report([run], out, formats=["png"])
+    drawn = content(out)
+    again = report([run], out)
+    assert not again.written
+    assert own in again.files
+    assert content(out) == drawn
+    folders.write_history(run, 3, "validation")
+    later = report([run], out)
+    assert not own.exists()
+    assert not (out / "curves.png").exists()
+    assert own not in later.files
+    assert "curves.png" not in (out / "metrics.md").read_text()
+
+
+def test_progress_counts_runs_and_figures(tmp_path: Path) -> None:
+    runs = [folders.stopped_run(tmp_path / "runs", seed=seed) for seed in range(2)]
+    told: list[tuple[str, int, int]] = []
+    report(runs, tmp_path / "report", formats=["svg"], on_progress=lambda *step: told.append(step))
+    reading = [("reading runs", done, 2) for done in range(2)]
+    assert told == [*reading, *(("drawing figures", done, 3) for done in range(3))]
 
 
 def test_a_folder_counts_once_and_the_report_is_no_run(tmp_path: Path) -> None:
@@ -590,7 +618,7 @@ def test_a_report_among_the_runs_or_in_one(tmp_path: Path) -> None:
     run = folders.running_run(tmp_path / "runs")
     for _ in range(2):
         assert len(report(Run.all(tmp_path / "runs"), tmp_path / "runs").rows) == 1
-    assert len(report(Run.all(tmp_path / "runs"), tmp_path / "report").rows) == 1  # runs/runs has figures
+    assert len(report(Run.all(tmp_path / "runs"), tmp_path / "report").rows) == 1  # runs/runs has histories
     for out in (tmp_path, run.path):
         with pytest.raises(JobError, match=f"{out}: the report would be written into the run {run.path}"):
             report([run], out)
@@ -600,7 +628,7 @@ def test_figures_of_names_that_hold_no_letters_are_sound(tmp_path: Path) -> None
     run = folders.finished_run(tmp_path / "runs")
     run.path.rename(run.path.with_name("a\x1bb\n"))
     (moved,) = Run.all(tmp_path / "runs")
-    made = report([moved], tmp_path / "report")
+    made = report([moved], tmp_path / "report", formats=["svg"])
     for path in made.files:
         if path.suffix == ".svg":
             ET.parse(path)
@@ -609,7 +637,7 @@ def test_figures_of_names_that_hold_no_letters_are_sound(tmp_path: Path) -> None
 
 def test_runs_that_share_a_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     runs = [folders.running_run(tmp_path / place) for place in ("here", "there")]
-    made = report(runs, tmp_path / "report")
+    made = report(runs, tmp_path / "report", formats=["png"])
     assert [row["run"] for row in made.rows] == [str(run.path) for run in runs]
     assert len({path.parent for path in made.files if path.name == "curves.png"}) == 1 + 2
 
@@ -620,13 +648,13 @@ def test_a_word_of_the_result_that_is_none_is_damage_of_one_run(word: object, tm
     folders.change_json(run.result_file, test_time_augmentation=word, selected_on=word)
     other = folders.finished_run(tmp_path / "runs", seed=1)
     folders.change_json(other.result_file, test_time_augmentation="flip")
-    made = report([run, other], tmp_path / "report", figures_limit=0)
+    made = report([run, other], tmp_path / "report")
     assert {row["run"]: row["state"] for row in made.rows} == {run.name: "damaged", other.name: "finished"}
 
 
 def test_runs_of_like_paths_have_figures_of_their_own(tmp_path: Path) -> None:
     runs = [folders.running_run(tmp_path / place) for place in ("a_b", "a/b")]
-    made = report(runs, tmp_path / "report")
+    made = report(runs, tmp_path / "report", formats=["png"])
     assert len({path for path in made.files if path.name == "curves.png"}) == 1 + 2
 
 

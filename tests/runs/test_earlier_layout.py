@@ -46,7 +46,7 @@ def test_status_names_the_state_of_each(runs: dict[str, Run]) -> None:
 
 
 def test_report_and_show_read_them(runs: dict[str, Run]) -> None:
-    reported = report(Run.all(Path("runs")), Path("report"), figures_limit=0)
+    reported = report(Run.all(Path("runs")), Path("report"))
     rows = {row["run"]: (row["state"], row["test_accuracy"], row["reason"]) for row in reported.rows}
     waiting = ("pending", None, "pending: not started yet")
     assert rows == {

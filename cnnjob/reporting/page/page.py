@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cnnjob.errors import format_seconds
 from cnnjob.reporting import groups
 from cnnjob.reporting.groups import Group, Interval
+from cnnjob.reporting.lines import COLOURS, XAxis
 from cnnjob.reporting.page import charts, parallel, results, sections
 from cnnjob.reporting.record import Record
 from cnnjob.reporting.tables import format_interval
@@ -90,7 +91,7 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
         unfolded=n_runs <= _MAX_UNFOLDED_RUNS,
         listed=n_runs <= _MAX_LISTED_RUNS,
         sentences_shown=_SENTENCES_SHOWN,
-        coloured=charts.N_COLOURS,
+        coloured=len(COLOURS),
     )  # fmt: skip
     return page
 
@@ -106,7 +107,7 @@ def _dataset_section(dataset: results.DatasetResults) -> DatasetSection:
 
 
 def _group_charts(run_groups: Sequence[Group]) -> list[charts.Chart]:
-    axes: tuple[charts.XAxis, ...] = ("epoch", "time")
+    axes: tuple[XAxis, ...] = ("epoch", "time")
     measures: tuple[Measure, ...] = ("accuracy", "loss")
     drawn = (charts.build_group_chart(run_groups, measure, over) for over in axes for measure in measures)
     return [chart for chart in drawn if chart]

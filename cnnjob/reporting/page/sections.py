@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.page.results import MIN_FOLDED, describe_period
 from cnnjob.reporting.record import Mistake, Record
+
+if TYPE_CHECKING:
+    from cnnjob.reporting.curve import Measure
 
 MAX_DETAILED_RUNS = 100
 """With more runs than this, the runs' sections have no images or matrices."""
@@ -110,7 +113,7 @@ def build_section(record: Record, anchor: str, n_runs: int, common: Container[st
     detailed = n_runs <= MAX_DETAILED_RUNS
     counts = record.counts if detailed else None
     curve = record.curve if n_runs <= MAX_CHARTED_RUNS else None
-    measures: tuple[Any, ...] = ("accuracy", "loss") if detailed else ("accuracy",)
+    measures: tuple[Measure, ...] = ("accuracy", "loss", "learning rate") if detailed else ("accuracy",)
     names = short_names(record.chosen)
     has_numbers = counts is None or len(counts) <= MAX_MATRIX_CLASSES
     # Per class: name, precision, recall, F1 and number of images.

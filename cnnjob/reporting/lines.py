@@ -1,0 +1,193 @@
+"""The lines of the charts on the page and of the figures: one source for their values, labels, colours and range."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from cnnjob.reporting.curve import Curve, Measure, Split
+from cnnjob.reporting.groups import Group, interval
+
+COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a8508a", "#8a6100", "#2a84b5", "#1a1a1a")
+"""Colours of the first groups, on light paper; the others are :data:`GREY`. Safe for colour-blind readers."""
+GREY = "#8a8a8a"
+DASHES = ((), (9, 4), (3, 4), (9, 4, 2, 4), (14, 4), (6, 3, 2, 3, 2, 3), ())
+"""Dashes of the lines of these groups: lengths of stroke and gap in units of half a line width; empty if solid."""
+TRAINING_DASH = (5, 4)
+AXIS_LABELS: dict[Measure, str] = {
+    "accuracy": "accuracy, %",
+    "loss": "loss, nats per image",
+    "learning rate": "learning rate",
+}
+DIVERGED_LOSS = 20.0
+"""A run with a larger loss, in nats per image, has diverged; guessing among a million classes costs 14."""
+_LOG_RATIO = 30
+"""A loss axis is logarithmic if the maximum is more than this many times the minimum."""
+_MARGIN = 0.04
+"""Space above and below the values, as a fraction of their range."""
+_NARROWEST, _SMALLEST = 1e-9, 1e-30
+"""Minimum relative length of a range that is not widened; minimum magnitude that does not count as zero."""
+
+Style = Literal["thin", "mean", "dashed"]
+XAxis = Literal["epoch", "time"]
+_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_MIN_UNITS = 2
+"""A time axis uses the largest unit in which the longest training time is at least this number."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line to draw, in data coordinates."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: int | None
+    """Index into :data:`COLOURS`; None for grey."""
+    style: Style
+    title: str = ""
+    label: str = ""
+    """Entry of the line in a legend; empty for none. Several lines may share an entry."""
+    half_width: np.ndarray | None = None
+    """Half the width of the band around the line, same shape as ``y``, NaN where there is none; None for no band."""
+    has_diverged: bool = False
+    """Whether the line belongs to a run that has diverged, or is a mean over such runs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The range of a vertical axis."""
+
+    low: float
+    high: float
+    is_logarithmic: bool = False
+
+
+def run_lines(curve: Curve, measure: Measure) -> list[Line]:
+    """Return one run's lines over its epochs.
+
+    Returns:
+        The training images' line, dashed, and above it that of ``curve.watched``. The learning rate has one line.
+    """
+    epochs, diverged = curve.history["epoch"], has_diverged(curve)
+    if measure == "learning rate":
+        return [Line(epochs, curve.values("train", measure), 0, "mean", measure)]
+    splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
+    lines = []
+    for colour, split in reversed(list(enumerate(reversed(splits)))):
+        title = "training images" if split == "train" else f"{split} images"
+        style: Style = "mean" if split == curve.watched else "dashed"
+        lines.append(Line(epochs, curve.values(split, measure), colour, style, title, title, has_diverged=diverged))
+    return lines
+
+
+def time_unit(groups: Sequence[Group]) -> tuple[str, float]:
+    """Return the name and length in seconds of the unit that suits the longest training of these groups."""
+    times = (record.curve.history["seconds"] for group in groups for record in group.records if record.curve)
+    longest = max((float(np.nansum(epochs)) for epochs in times), default=0.0)
+    return next((unit for unit in _UNITS if longest >= _MIN_UNITS * unit[1]), _UNITS[-1])
+
+
+def group_lines(groups: Sequence[Group], measure: Measure, over: XAxis = "epoch", unit: float = 1.0) -> list[Line]:
+    """Return the groups' lines on each run's watched split: one thin line per seed, and the mean with its interval.
+
+    Args:
+        groups: the groups; each of the first has its own colour.
+        measure: loss or accuracy.
+        over: the x axis: epochs, or the time of training.
+        unit: length of the unit of time, in seconds.
+
+    Returns:
+        The lines in the order in which they are painted: means above single seeds, and colours above grey.
+    """
+    lines = [line for index, group in enumerate(groups) for line in _lines_of_group(group, index, measure, over, unit)]
+    return sorted(lines, key=lambda line: (line.style == "mean", line.colour is not None))
+
+
+def _lines_of_group(group: Group, index: int, measure: Measure, over: XAxis, unit: float) -> Iterator[Line]:
+    # One curve per seed, since a copy of a run is not a second measurement; the run in the tables takes precedence.
+    curves: dict[Any, Curve] = {}
+    for record in (*group.by_seed.values(), *group.records):
+        if record.curve:
+            curves.setdefault(record.row["seed"], record.curve)
+    colour, label = (index, group.label) if index < len(COLOURS) else (None, "other groups")
+    drawn = []
+    for curve in curves.values():
+        x = (curve.history["epoch"] if over == "epoch" else np.cumsum(curve.history["seconds"])) / unit
+        if np.isfinite(x).all():
+            drawn.append(Line(x, curve.values(curve.watched, measure), colour, "thin", curve.name,
+                              has_diverged=has_diverged(curve)))  # fmt: skip
+    if len(drawn) == 1:
+        (line,) = drawn
+        yield replace(line, style="mean", title=group.label, label=label)
+    elif drawn:
+        yield from drawn
+        # The mean is taken epoch by epoch, over the epochs that all seeds have.
+        n_epochs = min(len(line.x) for line in drawn)
+        x, y = (np.array([values[:n_epochs] for values in axis])
+                for axis in ([line.x for line in drawn], [line.y for line in drawn]))  # fmt: skip
+        intervals = [interval(values) for values in y.T.tolist()]  # y is (seeds, epochs)
+        widths = np.array([math.nan if mean is None else mean.half_width for mean in intervals], np.float64)
+        diverged = any(line.has_diverged for line in drawn)
+        title = f"{group.label}, mean of {len(drawn)}"
+        yield Line(x.mean(axis=0), y.mean(axis=0), colour, "mean", title, label, widths, diverged)
+
+
+def has_diverged(curve: Curve) -> bool:
+    """Return whether a loss of a run is larger than :data:`DIVERGED_LOSS`, or has stopped being finite."""
+    losses = [values for name, values in curve.history.items() if name.endswith("_loss")]
+    if any((values > DIVERGED_LOSS).any() for values in losses):  # False for NaN, which is also an unknown loss
+        return True
+    finite = np.isfinite(curve.history.get("train_loss", np.empty(0)))
+    return bool(finite.any() and not finite.all())
+
+
+def lines_beyond(lines: Sequence[Line], limits: Limits) -> list[Line]:
+    """Return the lines of which a point is outside the vertical axis."""
+    return [line for line in lines if ((line.y > limits.high) | (line.y < limits.low)).any()]
+
+
+def finite_points(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Return the x and y of the points that can be drawn."""
+    known = np.isfinite(line.x) & np.isfinite(line.y)
+    return line.x[known], line.y[known]
+
+
+def axis_limits(lines: Sequence[Line], measure: Measure, *, logarithmic: bool | None = None) -> Limits | None:
+    """Return the range of the vertical axis: that of the values, with a margin, without runs that have diverged.
+
+    Args:
+        lines: the lines of a chart.
+        measure: accuracies are within 0 and 100 %, and losses and learning rates at least 0.
+        logarithmic: whether the axis is logarithmic; by default, if the losses differ by several magnitudes.
+
+    Returns:
+        The range; None if there is nothing to draw, or if a value on a logarithmic axis is not positive.
+    """
+    values = np.concatenate([np.empty(0), *(finite_points(line)[1] for line in lines if not line.has_diverged)])
+    if not values.size:
+        values = np.concatenate([np.empty(0), *(finite_points(line)[1] for line in lines)])
+        values = values[values <= DIVERGED_LOSS] if measure == "loss" and (values <= DIVERGED_LOSS).any() else values
+    if not values.size:
+        return None
+    low, high = widened(float(values.min()), float(values.max()))
+    if logarithmic is None:
+        logarithmic = measure == "loss" and bool(_SMALLEST < values.min() < values.max() / _LOG_RATIO)
+    if logarithmic:
+        if values.min() < _SMALLEST:
+            return None
+        factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # high / low could overflow
+        return Limits(low / factor, high * factor, is_logarithmic=True)
+    margin = _MARGIN * (high - low)
+    bottom = 0.0 if values.min() >= 0 else -math.inf
+    return Limits(max(low - margin, bottom), min(high + margin, 100.0 if measure == "accuracy" else math.inf))
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """Return the range, widened if its ends are too close together."""
+    size = max(abs(low), abs(high))
+    if high - low > _NARROWEST * max(size, _SMALLEST):
+        return low, high
+    half = (size if size > _SMALLEST else 1.0) / 2
+    return low - half, high + half
