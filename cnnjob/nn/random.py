@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     VALIDATION = 3
     SPLIT = 4
     AUGMENTATION = 5
+    SALIENCY = 6
     DROPOUT = 1 << 16
     """Base value, to which the layer's index in the network is added."""
 

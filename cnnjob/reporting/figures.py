@@ -89,8 +89,9 @@ def drawings(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Dr
         if record.counts is not None:
             arguments = record.counts, record.class_names, record.name
             drawings[f"{record.folder}/confusion"] = Drawing(plots.confusion_matrix, arguments)
-        if record.filters is not None:
-            drawings[f"{record.folder}/filters"] = Drawing(plots.first_layer_filters, (record.filters, record.name))
+        if record.convolutions:
+            first = record.convolutions[0].weights
+            drawings[f"{record.folder}/filters"] = Drawing(plots.first_layer_filters, (first, record.name))
     return drawings
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from cnnjob.jobs.job import FORMAT
 from cnnjob.reporting import crosscheck
 from cnnjob.reporting.attempts import Attempt, read_attempts
 from cnnjob.reporting.curve import Curve
+from cnnjob.reporting.examples import ClassifiedImage, Convolution, classified_images, convolutions_of, examples_of
 from cnnjob.reporting.network_table import LayerRow, layer_rows
-from cnnjob.runs import metrics
+from cnnjob.runs import metrics, npz
 from cnnjob.runs.logs import last_lines, shorten_lines
 from cnnjob.runs.run import UNRECORDED, Run, manifest_format
 from cnnjob.runs.schemas import EvaluationRecord
@@ -58,20 +60,6 @@ LOG_LINES = 20
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A misclassified test image."""
-
-    image: np.ndarray
-    """Pixels, uint8 (H, W, C)."""
-    index: int
-    """The image's position among the test images, from 0."""
-    true_class: str
-    predicted_class: str
-    probability: float
-    """Probability of the predicted class, in 0..1."""
-
-
 @dataclass
 class Record:
     """Everything that could be read from one run folder."""
@@ -94,8 +82,7 @@ class Record:
     counts: np.ndarray | None = None
     """Confusion matrix, (K, K) int64; one row per true class, one column per predicted class."""
     curve: Curve | None = None
-    filters: np.ndarray | None = None
-    """Weights of the first convolution, (K, K, C, F) floating point."""
+    convolutions: list[Convolution] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -106,8 +93,12 @@ class Record:
     result: dict[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     log_tail: str = ""
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[ClassifiedImage] = field(default_factory=list)
     """Misclassified test images, most confident first."""
+    examples: list[ClassifiedImage] = field(default_factory=list)
+    """Test images with saliency maps; the first of them also have feature maps."""
+    example_arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """The content of ``examples.npz``; empty if the run has no valid one."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """Metrics on other datasets, each as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
 
@@ -123,7 +114,7 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
     Args:
         run: a run in any state; nothing in its folder is changed.
         name: the run's name in the report.
-        pictures: whether to read the filters and the misclassified test images, which are shown as images.
+        pictures: whether to read the filters, feature maps and test images, which are shown as images.
 
     Returns:
         The run's numbers, and the reasons why some are missing.
@@ -137,13 +128,12 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
             record.row["state"] = "damaged"
         # _mark_restarts needs the history and the attempts.
         steps = (
-            *(_read_environment, _read_history, _read_attempts, _mark_restarts, _read_predictions),
+            *(_read_environment, _read_history, _read_attempts, _mark_restarts),
+            partial(_read_predictions, pictures=pictures),
             *(_read_evaluations, _read_design),
         )
-        for step in (*steps, _read_filters) if pictures else steps:
+        for step in (*steps, _read_convolutions) if pictures else steps:
             _try_step(step, summary, record)
-        if not pictures:
-            record.mistakes = []
         _try_step(_check_result, summary, record)  # last, since it compares what the other steps have read
     # Duplicates are removed, since the summary and the step that needs a file may both report the same damage.
     record.reasons = list(dict.fromkeys(_relative(reason, run) for reason in record.reasons))
@@ -309,7 +299,7 @@ def _mark_restarts(_: RunSummary, record: Record) -> None:
         record.curve = replace(record.curve, restarts=restarts)
 
 
-def _read_predictions(summary: RunSummary, record: Record) -> None:
+def _read_predictions(summary: RunSummary, record: Record, *, pictures: bool) -> None:
     run = summary.run
     if not run.result_file.exists():
         return
@@ -323,9 +313,17 @@ def _read_predictions(summary: RunSummary, record: Record) -> None:
     overall = metrics.summarise(probabilities, labels, classes)
     record.row |= overall._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
-    record.mistakes = _mistakes(arrays, record.class_names)
     data = summary.manifest.get("data") or {}
     _remark(record, crosscheck.check_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
+    if not pictures:
+        return
+    if {"wrong_images", "wrong_indices"} <= arrays.keys():
+        wrong = arrays["wrong_images"], arrays["wrong_indices"]
+        record.mistakes = classified_images(*wrong, arrays, record.class_names)
+    if run.examples_file.exists():
+        found = npz.read_arrays(run.examples_file)
+        record.examples = examples_of(found, arrays, record.class_names, str(run.examples_file))
+        record.example_arrays = found
 
 
 def _check_result(summary: RunSummary, record: Record) -> None:
@@ -359,25 +357,6 @@ def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
     record.remarks += found
 
 
-def _mistakes(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> list[Mistake]:
-    """Return the misclassified test images that the run stored; none if they do not match the predictions."""
-    images, indices = arrays.get("wrong_images"), arrays.get("wrong_indices")
-    probabilities, labels = arrays["probabilities"], arrays["labels"]
-    if images is None or indices is None or not _are_images(images, indices, len(labels)):
-        return []
-    guesses = metrics.predicted(probabilities)
-    return [
-        Mistake(image, int(at), names[labels[at]], names[guesses[at]], float(probabilities[at].max()))
-        for image, at in zip(images, indices, strict=True)
-    ]
-
-
-def _are_images(images: np.ndarray, indices: np.ndarray, N: int) -> bool:
-    fits = images.ndim == len("NHWC") and images.shape[-1] in {1, 3} and indices.shape == images.shape[:1]
-    numbers = images.dtype == np.uint8 and indices.dtype.kind in "iu"
-    return bool(fits and numbers and images.size and indices.min() >= 0 and indices.max() < N)
-
-
 def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.ndarray, n_classes: int | None) -> bool:
     if probabilities.ndim != len("NK"):
         return False
@@ -404,16 +383,10 @@ def _read_design(summary: RunSummary, record: Record) -> None:
         record.layers = layer_rows(job.model, tuple(data["image_shape"]), len(data["class_names"]))
 
 
-def _read_filters(summary: RunSummary, record: Record) -> None:
+def _read_convolutions(summary: RunSummary, record: Record) -> None:
     run = summary.run
     if not run.result_file.exists():
         return
     weights = run.weights()
     _remark(record, crosscheck.check_weights(record.result, weights))
-    kernels = (array for name, array in weights.items() if name.endswith("/weights") and array.ndim == len("KKCF"))
-    first = next(kernels, None)  # a network without convolutions has none
-    is_square = first is None or (first.size > 0 and first.shape[0] == first.shape[1])
-    # The comparison is also false for NaN.
-    if first is not None and not (is_square and first.dtype.kind == "f" and (np.abs(first) <= _LARGEST).all()):
-        raise DataError(f"{run.weights_file}: damaged (the first layer does not have square filters of finite numbers)")
-    record.filters = first
+    record.convolutions = convolutions_of(weights, record.example_arrays, str(run.weights_file))

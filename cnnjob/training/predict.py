@@ -17,6 +17,7 @@ from cnnjob.data.dataset import SPLITS, Dataset
 from cnnjob.data.stored import RowReader
 from cnnjob.errors import DataError, JobError, plural
 from cnnjob.files import read_bytes
+from cnnjob.nn.random import Purpose, generator
 from cnnjob.runs import checkpoints, metrics
 from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.npz import array_from_bytes
@@ -30,6 +31,10 @@ TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial
 _MOST_ARRAY_BYTES = 1 << 30
 MAX_EXAMPLES = 6
 """Maximum number of images in ``examples.npz``."""
+NOISY_COPIES = 8
+"""Number of noisy copies of an image from which its saliency is computed."""
+NOISE = 0.2 * 255
+"""Standard deviation of the noise, in pixel values."""
 _PICTURE_SIDE = 48
 """Maximum height and width of an image or saliency map in ``examples.npz``; larger ones are averaged over blocks."""
 _PICTURE_BYTES = 32_000
@@ -402,9 +407,10 @@ def example_arrays(
     """Return the arrays of ``examples.npz``: a few test images, what each convolution makes of them, and saliency.
 
     The saliency of a pixel is the largest absolute derivative, over its channels, of the predicted class's logit
-    (Simonyan et al. 2013, §3.1); values above an image's 99th percentile are as bright as that (Smilkov et al. 2017,
-    §3.2). A feature map is one channel of the output of a whole conv block, from its minimum (0) to its maximum (15).
-    Everything is computed by NumPy, one image at a time, so that it takes little memory.
+    (Simonyan et al. 2013, §3.1). The derivative is the mean over copies of the image with Gaussian noise, and values
+    above an image's 99th percentile are as bright as that (SmoothGrad: Smilkov et al. 2017, §3). A feature map is one
+    channel of the output of a whole conv block, from its minimum (0) to its maximum (15). Everything is computed by
+    NumPy, one image at a time, so that it takes little memory.
 
     Args:
         classifier: the network with its chosen weights, on any backend.
@@ -425,9 +431,8 @@ def example_arrays(
     indices = metrics.example_images(probabilities, labels, min(max(limit, 2), MAX_EXAMPLES))
     chosen, plan = images[indices], nn.InspectionPlan(network, state.read(state.parameters), classifier.pixels, 1)
     classes = metrics.predicted(probabilities[indices])
-    inspected = [plan.run(chosen[at : at + 1], classes[at : at + 1]) for at in range(len(indices))]
-    steepest = np.abs(np.concatenate([gradient for _, gradient in inspected])).max(axis=-1, keepdims=True)
-    saliency = _reduce(np.nan_to_num(steepest), _PICTURE_SIDE)[..., 0]  # (E, h, w)
+    inspected = [_inspect(plan, chosen[at : at + 1], classes[at : at + 1]) for at in range(len(indices))]
+    saliency = _reduce(np.concatenate([steepest for _, steepest in inspected]), _PICTURE_SIDE)[..., 0]  # (E, h, w)
     white = np.percentile(saliency, 99, axis=(1, 2), keepdims=True)
     white = np.where(white > 0, white, saliency.max(axis=(1, 2), keepdims=True))
     shown = np.divide(saliency, white, out=np.zeros_like(saliency), where=white > 0)
@@ -437,6 +442,17 @@ def example_arrays(
         "saliency": (255 * np.minimum(shown, 1)).round().astype(np.uint8),
         **_packed_maps([maps for maps, _ in inspected]),
     }
+
+
+def _inspect(
+    plan: nn.InspectionPlan, image: np.ndarray[Any, Any], label: np.ndarray[Any, Any]
+) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return the feature maps by layer, (1, H', W', F), and the saliency of an image, (1, H, W, 1)."""
+    maps, _ = plan.run(image, label)
+    noise = generator(0, Purpose.SALIENCY).normal(0, NOISE, (NOISY_COPIES, *image.shape))
+    copies = np.clip(image + noise, 0, 255).round().astype(np.uint8)
+    gradients = [np.nan_to_num(plan.run(each, label)[1]) for each in copies]
+    return maps, np.abs(np.mean(gradients, axis=0, dtype=np.float64)).max(axis=-1, keepdims=True)
 
 
 def _packed_maps(inspected: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:

@@ -139,7 +139,7 @@ def test_the_report_lists_a_runs_evaluations(tmp_path: Path) -> None:
     ]  # fmt: skip
     report([run], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "<h3>Evaluations</h3>" in page
+    assert ">Evaluations</h2>" in page
     assert re.search(r'<th scope="row">&lt;lines&gt; [0-9a-f]{8}</th><td>test</td><td class="n">40</td>', page)
     damaged.path.write_text("{}")
     record = read_record(run, run.name)

@@ -9,6 +9,7 @@ import pytest
 from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.jobs.job import Job
+from cnnjob.nn.random import Purpose, generator
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
 from cnnjob.training import predict
@@ -43,8 +44,10 @@ def test_they_are_what_the_network_computes(run: Run) -> None:
     images, classes = found["images"], metrics.predicted(run.predictions()["probabilities"][found["indices"]])
     weights = classifier.state.weights
     plan = nn.InspectionPlan(classifier.network, weights, classifier.pixels, len(images))
-    maps, gradient = plan.run(images, classes)
-    steepest = np.abs(gradient).max(axis=-1)
+    maps, _ = plan.run(images, classes)
+    noise = generator(0, Purpose.SALIENCY).normal(0, predict.NOISE, (predict.NOISY_COPIES, 1, 6, 6, 1))
+    noisy = np.clip(images + noise, 0, 255).round().astype(np.uint8)
+    steepest = np.abs(np.mean([plan.run(copies, classes)[1] for copies in noisy], axis=0)).max(axis=-1)
     white = np.percentile(steepest, 99, axis=(1, 2), keepdims=True)
     assert np.abs(found["saliency"] - 255 * np.minimum(steepest / np.maximum(white, 1e-30), 1)).max() <= 0.51
     first = maps["conv1"][:4].transpose(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,24 @@ from cnnjob.reporting import filter_grid
 
 if TYPE_CHECKING:
     from PIL import Image as Images
+
+
+MAPS_PER_ROW = 8
+_GREY_STEP = 17
+"""Difference between two of the 16 grey levels of an indexed image."""
+_GAP_INDEX = 16
+"""Index of the colour between the tiles of an indexed image."""
+
+
+class Sheet(NamedTuple):
+    """An image that consists of small images."""
+
+    url: str
+    """Its ``data:`` URL."""
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
 
 
 def data_url(pixels: np.ndarray) -> str:
@@ -50,10 +68,43 @@ def thumbnail(image: np.ndarray, pixels: int, colours: int | None) -> str:
     return _png_data_url(picture.quantize(colours) if colours and picture.mode == "RGB" else picture)
 
 
-def filter_picture(weights: np.ndarray) -> tuple[str, int, int]:
-    """Return first-layer filters (K, K, C, F) as one image: ``data:`` URL, width and height in pixels."""
+def filter_picture(weights: np.ndarray) -> Sheet:
+    """Return filters (K, K, C, F) as one image, arranged by :func:`cnnjob.reporting.filter_grid.filter_tiles`."""
     sheet = (filter_grid.join_tiles(filter_grid.filter_tiles(weights)) * 255).round().astype(np.uint8)
-    return data_url(sheet), sheet.shape[1], sheet.shape[0]
+    if weights.shape[2] == len("RGB"):
+        return Sheet(data_url(sheet), sheet.shape[1], sheet.shape[0])
+    is_gap = sheet[..., 0] != sheet[..., 2]
+    return _indexed_sheet(np.where(is_gap, _GAP_INDEX, (sheet[..., 0] / _GREY_STEP).round()).astype(np.uint8))
+
+
+def map_picture(maps: np.ndarray) -> Sheet:
+    """Return the feature maps of one image, uint8 (M, H, W) in 0..15, as a sheet of rows with 8 maps each."""
+    M, H, W = maps.shape
+    n_columns = min(M, MAPS_PER_ROW)
+    sheet = np.full((-(-M // n_columns) * (H + 1) + 1, n_columns * (W + 1) + 1), _GAP_INDEX, np.uint8)
+    for at, values in enumerate(maps):
+        top, left = at // n_columns * (H + 1) + 1, at % n_columns * (W + 1) + 1
+        sheet[top : top + H, left : left + W] = values
+    return _indexed_sheet(sheet)
+
+
+def _indexed_sheet(indices: np.ndarray) -> Sheet:
+    """Return colour indices (H, W) as an image: 16 grey levels, then the colour of the gaps."""
+    from PIL import Image  # noqa: PLC0415 - only pages need Pillow
+
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette([value for level in range(_GAP_INDEX) for value in [level * _GREY_STEP] * 3] + [178, 199, 224])
+    return Sheet(_png_data_url(picture), indices.shape[1], indices.shape[0])
+
+
+def saliency_picture(saliency: np.ndarray) -> str:
+    """Return a saliency map, uint8 (H, W), as a ``data:`` URL: black, red, yellow and white for rising values."""
+    from PIL import Image  # noqa: PLC0415 - only pages need Pillow
+
+    picture = Image.fromarray(saliency // 4, "P")
+    ramp = np.clip(np.arange(64)[:, None] * 12 - np.array([0, 255, 510]), 0, 255)  # (64, RGB)
+    picture.putpalette(ramp.astype(np.uint8).tobytes())
+    return _png_data_url(picture)
 
 
 def confusion_picture(counts: np.ndarray) -> str:

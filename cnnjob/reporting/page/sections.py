@@ -11,11 +11,13 @@ import numpy as np
 from cnnjob.errors import format_seconds, plural
 from cnnjob.files import short_digest
 from cnnjob.reporting.attempts import Attempt
+from cnnjob.reporting.examples import ClassifiedImage
 from cnnjob.reporting.groups import short_names
 from cnnjob.reporting.page import charts, pictures
 from cnnjob.reporting.page.charts import Chart
+from cnnjob.reporting.page.layers import MAX_RUNS_WITH_LAYERS, NetworkPictures, build_network_pictures
 from cnnjob.reporting.page.results import MIN_FOLDED, describe_period
-from cnnjob.reporting.record import Mistake, Record
+from cnnjob.reporting.record import Record
 
 if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
@@ -83,9 +85,10 @@ class RunSection:
     worst_pairs: list[tuple[str, str, int, float]]
     """True class, predicted class, number of images, share of the true class; most frequent first."""
     classes: list[tuple[str, float, float, float, int]]
-    thumbnails: list[tuple[Mistake, str]]
-    filters: tuple[str, int, int] | None
-    filters_shape: tuple[int, ...]
+    thumbnails: list[tuple[ClassifiedImage, str]]
+    network: NetworkPictures
+    dataset_name: str
+    layers_limit: int = MAX_RUNS_WITH_LAYERS
 
 
 def common_settings(records: Sequence[Record]) -> dict[str, Any]:
@@ -133,12 +136,12 @@ def build_section(record: Record, anchor: str, n_runs: int, common: Container[st
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
         classes=list(zip(record.class_names, *columns, strict=True)) if columns else [],
         thumbnails=_thumbnails(record.mistakes, n_runs),
-        filters=pictures.filter_picture(record.filters) if record.filters is not None and detailed else None,
-        filters_shape=record.filters.shape if record.filters is not None else (),
+        network=build_network_pictures(record, n_runs) if detailed else NetworkPictures(),
+        dataset_name=str(record.settings.get("dataset", "DATASET")).partition(" ")[0],
     )
 
 
-def _thumbnails(mistakes: list[Mistake], n_runs: int) -> list[tuple[Mistake, str]]:
+def _thumbnails(mistakes: list[ClassifiedImage], n_runs: int) -> list[tuple[ClassifiedImage, str]]:
     for limit, n, pixels, colours in _THUMBNAILS:
         if n_runs <= limit:
             return [(mistake, pictures.thumbnail(mistake.image, pixels, colours)) for mistake in mistakes[:n]]
