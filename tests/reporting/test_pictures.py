@@ -107,7 +107,10 @@ def test_examples_that_do_not_fit_are_named(change: dict[str, np.ndarray], run: 
 
 def test_damaged_examples_and_maps_of_another_shape(run: Run, tmp_path: Path) -> None:
     copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
-    odd = {"maps/conv1": np.zeros((3, 3)), "maps/residual1/conv1": np.zeros((9, 1, 2, 2), np.uint8)}
+    odd: dict[str, np.ndarray] = {
+        "maps/conv1": np.zeros((3, 3)),
+        "maps/residual1/conv1": np.zeros((9, 1, 2, 2), np.uint8),
+    }
     folders.change_arrays(copy.examples_file, lambda arrays: arrays.update(odd))
     record = read_record(copy, "toy")
     assert [len(layer.maps) for layer in record.convolutions] == [0, 6, 4, 4]
