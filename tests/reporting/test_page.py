@@ -195,7 +195,7 @@ def test_a_run_has_its_provenance_and_its_mistakes(tmp_path: Path) -> None:
         "commit c0ffeec0, with uncommitted changes · data dddddddd · cpu: test · numpy 2.4",
         "resumed 1 time · model chosen on validation images, epoch 3 of 4 · bits may differ from step 150 onwards",
         "Most often confused: ant predicted as bee (1, 33.3 %); dog predicted as ant (1, 50.0 %).",
-        "ant 10.0 %, predicted bee 70.0 %",
+        "ant 10.0\N{NO-BREAK SPACE}%, predicted bee 70.0\N{NO-BREAK SPACE}%",
     ):
         assert fact in text
 

@@ -86,13 +86,13 @@ def _layer_pictures(layer: Convolution, details: tuple[int, int, int, int]) -> L
     of_pixels = f"of {K}×{K} pixels"
     if C in PICTURE_CHANNELS:
         weights = layer.weights[..., :max_whole]
-        caption = f"{_count(weights.shape[3], F, 'filter')} {of_pixels} and {plural(C, 'channel')}"
+        caption = f"{_limited(weights.shape[3], F, 'filter')} {of_pixels} and {plural(C, 'channel')}"
     else:
         # With many runs on the page, only the first convolution is shown, whatever its channels.
         weights = layer.weights[:, :, : max_channels or 8, : max_filters or 16]
         axes = ("columns", "rows") if weights.shape[3] >= weights.shape[2] else ("rows", "columns")
         filters, channels = (
-            _count(n, total, name)
+            _limited(n, total, name)
             for n, total, name in zip(weights.shape[:1:-1], (F, C), ("filter", "input channel"), strict=True)
         )
         caption = f"{filters} {of_pixels} ({axes[0]}) and {channels} ({axes[1]})"
@@ -102,9 +102,9 @@ def _layer_pictures(layer: Convolution, details: tuple[int, int, int, int]) -> L
         pictures.filter_picture(weights),
         f"{caption[0].upper()}{caption[1:]}; each filter on its own scale.",
         [pictures.map_picture(each) for each in maps],
-        _count(maps.shape[1], F, "feature map"),
+        _limited(maps.shape[1], F, "feature map"),
     )
 
 
-def _count(shown: int, total: int, noun: str) -> str:
+def _limited(shown: int, total: int, noun: str) -> str:
     return plural(total, noun) if shown >= total else f"the first {shown} of {plural(total, noun)}"
