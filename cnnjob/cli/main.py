@@ -181,7 +181,7 @@ class Commands(_Light, typer.core.TyperGroup):
         """Run a command.
 
         Raises:
-            typer.Exit: with the error's exit code.
+            typer.Exit: the command failed; the exit code is that of the error.
         """
         try:
             return super().invoke(ctx)

@@ -8,7 +8,7 @@ Every image is converted to 8 bits per channel by the same rules:
   of each channel equals that of the transparent colour, since Pillow reads only the upper bytes.
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
-- Images with a palette of greys, with 1 bit per pixel, or with grey and transparency count as greyscale.
+- An image counts as greyscale if it has a palette of greys, 1 bit per pixel, or one grey channel and transparency.
 - Images are scaled by :func:`PIL.ImageOps.fit` and related functions with the bilinear filter; a large JPEG is first
   decoded at a half, a quarter or an eighth of its size, but no smaller than needed (:meth:`PIL.Image.Image.draft`).
 
@@ -258,7 +258,7 @@ def read_picture(
     Args:
         path: the file; only its name is used if ``content`` is given.
         shape: (H, W, C) of the result, where C is 1 or 3; None for the image's original size and channels.
-        fit: how to fit an image with a different size.
+        fit: how to fit an image of a different size.
         background: colour (R, G, B) behind transparent pixels and around padded images, each 0..255.
         content: the file's content, if it has already been read.
         most_seconds: maximum CPU time, in seconds.
@@ -285,7 +285,7 @@ def fit_pixels(
     Args:
         pixels: uint8 (H, W, 1) or (H, W, 3).
         shape: (H, W, C) of the result.
-        fit: how to fit an image with a different size.
+        fit: how to fit an image of a different size.
         background: colour (R, G, B) around padded images.
 
     Returns:
@@ -523,7 +523,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles that total more bytes than the file: they overlap and could take very long to decode."""
+    """Refuse strips or tiles larger in total than the file: they overlap, and could take a very long time to decode."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):

@@ -113,7 +113,7 @@ def _check_partitions(cluster: Cluster, partitions: Sequence[Partition]) -> Iter
     if not with_gpus:
         names = ", ".join(partition.name for partition in partitions[:MAX_PARTITIONS])
         advice = "submit with --set resources.backend=numpy, or with a profile that sets it"
-        yield Finding("GPUs", "note", f"no partition has any ({names})", advice)
+        yield Finding("GPUs", "note", f"none in the partitions {names}", advice)
 
 
 def _check_partition(cluster: Cluster, partition: Partition) -> Finding:

@@ -123,8 +123,8 @@ def require_trainable(network: Network, batch_size: int) -> None:
             )
         if isinstance(operation, Dropout) and dropouts.setdefault(layer_index, name) != name:
             raise ValueError(
-                f"{name}: would draw the same random numbers as {dropouts[layer_index]} (if there are "
-                f"residual blocks, the network and each of them may contain at most {LAYERS_PER_RESIDUAL} blocks)"
+                f"{name}: would draw the same random numbers as {dropouts[layer_index]} (with residual blocks, "
+                f"use at most {LAYERS_PER_RESIDUAL} blocks in the network itself and in each residual block)"
             )
 
 

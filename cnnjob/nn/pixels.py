@@ -22,7 +22,7 @@ class PixelNormalisation:
 
     @classmethod
     def unit(cls, channels: int) -> "PixelNormalisation":
-        """Return the map from pixel values to 0 … 1."""
+        """Return the map from pixel values to the range from 0 to 1."""
         return cls(np.full(channels, 1 / 255), np.zeros(channels))
 
     @classmethod

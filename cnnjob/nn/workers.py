@@ -214,7 +214,7 @@ class _Worker:
             self._socket.send(number.to_bytes(8))
 
     def wait(self) -> BaseException | None:
-        """Wait until the tasks are done; return the exception if one failed, or None."""
+        """Wait until the tasks are done; return the exception if a task failed, otherwise None."""
         message = _receive(self._socket)
         if not message:
             return self._error_of_dead_worker()

@@ -1,4 +1,4 @@
-"""Process identity, unique across hosts and reboots, and checks of whether a process is alive."""
+"""Process identity, unique across hosts and reboots, and whether a process is alive."""
 
 import os
 import socket

@@ -206,7 +206,7 @@ def _build_classifier(
     backend = nn.NumPyBackend(workers or nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
-        raise DataError(f"{source}: does not match {run.job_file}. Restore it, or train again")
+        raise DataError(f"{source}: does not match {run.job_file}. Restore the file that was changed, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):
         raise DataError(f"{source}: damaged (some weights are not float32). Restore it, or train again")
     if not all(np.isfinite(array).all() for array in weights.values()):

@@ -131,7 +131,7 @@ def test_an_old_and_small_site(site: FakeSlurm) -> None:
     )  # fmt: skip
     rows = found()
     assert rows["partition all"]["message"] == "1 node with 1 core; no time limit; not preempted; the default"
-    assert rows["GPUs"]["message"] == "no partition has any (all)"
+    assert rows["GPUs"]["message"] == "none in the partitions all"
     assert rows["accounts"]["message"].startswith("no SLURM accounting")
     assert cnnjob("doctor", "--write-profile", "old").exit_code == 0
     request = profiles.load_request("old", {})

@@ -32,7 +32,7 @@ def numpy_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 
 def build_training_step(backend: Backend, work: Workload) -> tuple[Action, Action]:
-    """Return two functions: one sets the step inputs back to the first step, the other runs a training step."""
+    """Return two functions: one resets the step inputs to those of the first step, the other runs a training step."""
     network = nn.Network(work.layers)
     state = nn.State(network, work.optimiser, backend)
     pixels = nn.PixelNormalisation.unit(work.image_shape[-1])

@@ -73,7 +73,7 @@ def prepare(
         typer.Option(
             metavar="FRACTION",
             rich_help_panel=LABELS_GROUP,
-            help="If there are no test images: fraction of each class to use, or 'val' to use the val folder.",
+            help="If there are no test images: fraction of each class to test on, or 'val' to use the val folder.",
         ),
     ] = None,
     size: Annotated[

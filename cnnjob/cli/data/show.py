@@ -60,7 +60,7 @@ def show(
 
 
 def _run_to_show(what: str, data: Path) -> Path:
-    """Return the run folder that an argument names; the argument itself if it names a job, which comes first."""
+    """Return the run folder that an argument names; the argument itself if it names a job (or a job and a run)."""
     from cnnjob.jobs.job import list_jobs
     from cnnjob.runs.summary import resolve_run
 

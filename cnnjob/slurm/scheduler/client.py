@@ -81,7 +81,7 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
         The stdout of the command.
 
     Raises:
-        SchedulerError: the command is missing, did not answer in time, or refused.
+        SchedulerError: the command is missing, did not answer in time, or failed.
     """
     return _run(command, seconds).stdout
 

@@ -116,8 +116,8 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
                 continue
             if any(cell.strip() for cell in cells[len(header) :]):
                 raise DataError(
-                    f"{where}:{reader.line_num}: more cells than columns (found {cells}). Put a cell that contains the "
-                    "delimiter in quotation marks"
+                    f"{where}:{reader.line_num}: more cells than columns (found {cells}). If a cell contains the "
+                    "delimiter, enclose it in quotation marks"
                 )
             values = {kind: cells[column].strip() if column < len(cells) else "" for kind, column in columns.items()}
             if class_columns:
