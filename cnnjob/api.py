@@ -1,13 +1,14 @@
 """The public functions for notebooks and scripts: prepare, train, submit, evaluate, report.
 
-They do the same as the commands with the same names, but print nothing. By default, they use the same folders:
-``data/`` for datasets, ``runs/`` for runs and ``report/`` for the report.
+They do the same as the commands with the same names, but print nothing, except that training shows a progress bar in a
+notebook. By default, they use the same folders: ``data/`` for datasets, ``runs/`` for runs and ``report/`` for the
+report.
 """
 
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare import prepare as preparation
@@ -25,7 +26,7 @@ from cnnjob.training import evaluation
 from cnnjob.training import train as training
 from cnnjob.training.default_job import load_job
 from cnnjob.training.evaluation import Evaluation
-from cnnjob.training.progress import ProgressCallback
+from cnnjob.training.progress import NotebookBar, ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 
 DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
@@ -63,21 +64,30 @@ def prepare(
     return preparation.prepare(name, out or DATA / f"{name}.h5", **options).dataset
 
 
-def train(job: Job | str, *, data: Path = DATA, runs: Path = RUNS, progress: ProgressCallback | None = None) -> Run:
+def train(
+    job: Job | str,
+    *,
+    data: Path = DATA,
+    runs: Path = RUNS,
+    progress: ProgressCallback | Literal[False] | None = None,
+) -> Run:
     """Train a job on this machine, or resume it where it stopped.
 
     Args:
         job: a job, a job name or a job file.
         data: the folder that contains the job's dataset.
         runs: the runs folder.
-        progress: receives progress events.
+        progress: receives progress events; by default, a progress bar in a notebook, and nothing elsewhere. False
+            shows no progress bar.
 
     Returns:
         The run. Its state is ``finished``, or ``stopped`` if a stop was requested; the same call then resumes it.
     """
     setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
-    training.train(run, progress, setup=setup, job_is_over=job_is_over)
+    if progress is None and NotebookBar.is_possible():
+        progress = NotebookBar()
+    training.train(run, progress or None, setup=setup, job_is_over=job_is_over)
     return run
 
 

@@ -3,8 +3,8 @@
     CnnjobError            one message on stderr, no traceback                          1
     ├── JobError           a job file, an option or an argument requests something
     │                      impossible                                                   2
-    ├── DataError          a source, a dataset, a checkpoint or a run folder is
-    │                      missing, damaged, or not the expected one                    3
+    ├── DataError          a run, a job, a dataset, an image or another file that the
+    │                      user names is missing, damaged, or not the expected one      3
     ├── SchedulerError     SLURM refused a request, or is not available                 4
     ├── BusyError          another process is writing this run                          5
     └── TrainingError      training itself failed: the loss is no longer finite         1
@@ -27,6 +27,8 @@ from unicodedata import bidirectional, category
 
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
+REPR_WIDTH = 88
+"""Maximum length of a line of an object's ``repr``, in characters."""
 _INVISIBLE = {"Cc", "Cn", "Cs", "Zl", "Zp"}
 """Unicode general categories: control characters, unassigned characters, surrogates, line and paragraph separators."""
 _BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -56,7 +58,7 @@ class JobError(CnnjobError):
 
 
 class DataError(CnnjobError):
-    """A source, dataset, checkpoint or run folder is missing, damaged or not the expected one."""
+    """A run, job, dataset, source, checkpoint or other file is missing, damaged or not the expected one."""
 
     exit_code = 3
 
@@ -106,6 +108,11 @@ def shorten_middle(text: str, width: int) -> str:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def three_lines(*lines: str) -> str:
+    """Return up to three lines for a ``repr``, each shortened in the middle to at most ``REPR_WIDTH`` characters."""
+    return "\n".join(shorten_middle(printable(line), REPR_WIDTH) for line in lines[:3])
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:

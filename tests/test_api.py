@@ -1,5 +1,6 @@
 """The verbs of a notebook: the same files as the commands of these names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 import cnnjob
 from cnnjob.errors import JobError
 from tests.helpers.fake_slurm import ANSWERS, FakeSlurm
-from tests.helpers.run_folders import stopped_run
+from tests.helpers.run_folders import pending_run, stopped_run
+
+ROOT = Path(cnnjob.__file__).parents[1]
 
 
 @pytest.mark.usefixtures("no_slurm")
@@ -33,3 +36,34 @@ def test_submit(no_slurm: FakeSlurm) -> None:
     assert "#SBATCH --time=120\n" in script.read_text()
     with pytest.raises(JobError, match=r"partitoin: no such key\. Did you mean 'partition'"):
         cnnjob.submit(["toy.toml"], partitoin="gpu")
+
+
+def require_three_lines(thing: object, *parts: str) -> None:
+    text = repr(thing)
+    assert all(part in text for part in parts), text
+    assert len(text.splitlines()) <= 3, text
+    assert max(map(len, text.splitlines())) <= 88, text
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_objects_describe_themselves_on_three_lines() -> None:
+    toy = cnnjob.Dataset.open(Path("data/toy.h5"))
+    require_three_lines(toy, "Dataset toy: data/toy.h5, digest ", "images 6×6×1: 216 train, 40 test", "classes: ")
+    many = replace(toy, class_names=tuple(f"{'long' * 9} {number}" for number in range(100)), path=Path("x" * 200))
+    require_three_lines(many, "…", "100 classes")
+    job = cnnjob.Job.load("toy.toml", ["train.epochs=1"])
+    require_three_lines(job, "Job toy: dataset toy, seed 0", "conv 4, dense 8", "1 epoch, batch size 8", "sgd")
+    assert str(job) == repr(job)
+    require_three_lines(cnnjob.Job.load(str(ROOT / "jobs" / "cifar10-resnet.toml")), "residual")
+    run = cnnjob.train(job)
+    require_three_lines(run, f"Run {run.path}: finished", "1 of 1 epochs", "test accuracy ", " parameters")
+    require_three_lines(
+        cnnjob.evaluate(run, toy), f"of {run.path} on the test images of toy", "accuracy", "lowest F1: "
+    )
+    require_three_lines(cnnjob.report([run]), "report/index.html: 1 run (1 finished)", f"best: {run.name}", "files")
+    for other, state in ((stopped_run(Path("a")), "stopped"), (pending_run(Path("b")), "pending")):
+        require_three_lines(other, f"Run {other.path}: {state}")
+        require_three_lines(cnnjob.report([other], Path("other")), f"(1 {state})", "no results yet")
+    run.result_file.write_text("{")
+    require_three_lines(run, f"Run {run.path}", "result.json")
+    require_three_lines(cnnjob.Run(Path("gone\nline")), "Run gone")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import typer
 
-from cnnjob.errors import format_seconds, printable, printable_json, printable_lines
+from cnnjob.errors import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 
     from cnnjob.jobs.job import Job
     from cnnjob.runs.run import Run
-    from cnnjob.training.progress import TimeEstimate
+    from cnnjob.training.progress import ProgressText
 
 GIGABYTE, MEGABYTE = 1e9, 1e6
 LONG_TABLE = 200
 """Maximum number of rows that rich prints; rich takes over a second per 1000 rows, so longer ones are plain text."""
-_BAR_WIDTH = 16
-"""Width of the bar that shows the progress within an epoch, in characters."""
 STATE_COLOURS = {
     "finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "red", "damaged": "red",
 }  # fmt: skip
@@ -287,10 +285,7 @@ class Screen:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: Any = None
-        self._epochs = self._steps = 0
-        self._estimate: TimeEstimate | None = None
-        self._loss_sum, self._n_losses = 0.0, 0
-        self._accuracy = ""
+        self._text: ProgressText | None = None
 
     def __enter__(self) -> Self:
         """Return this callback; the progress bar appears when training starts."""
@@ -308,44 +303,28 @@ class Screen:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            from cnnjob.training.progress import TimeEstimate
+            from cnnjob.training.progress import BAR_WIDTH, ProgressText
 
-            self._epochs, self._steps = job.train.epochs, steps
-            self._estimate = TimeEstimate(steps, job.train.epochs)
-            columns = BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False)
+            self._text = ProgressText(steps, job.train.epochs)
+            columns = BarColumn(BAR_WIDTH), TextColumn("{task.description}", markup=False)
             self._bar = Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True)
             self._task = self._bar.add_task("", total=steps)
             self._bar.start()
 
     def loss(self, loss: float) -> None:
         """Add the loss of a step to the mean over the epoch."""
-        self._loss_sum, self._n_losses = self._loss_sum + loss, self._n_losses + 1
+        if self._text:
+            self._text.loss(loss)
 
     def step(self, epoch: int, step: int) -> None:
         """Advance the bar."""
-        if self._bar and self._estimate:
-            self._estimate.step(epoch, step)
-            self._bar.update(self._task, completed=step, description=self._description(epoch, step))
-
-    def _description(self, epoch: int, step: int) -> str:
-        parts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
-        if self._n_losses:
-            parts.append(f"loss {self._loss_sum / self._n_losses:.3f}")
-        if self._accuracy:
-            parts.append(self._accuracy)
-        if self._estimate and (left := self._estimate.seconds_left()):
-            parts += [f"{format_seconds(left[0])} left of this epoch", f"{format_seconds(left[1])} in all"]
-        return " · ".join(parts)
+        if self._bar and self._text:
+            self._bar.update(self._task, completed=step, description=self._text.step(epoch, step))
 
     def end_epoch(self, record: dict[str, Any]) -> None:
-        """Store the accuracy after an epoch for the progress bar, and reset the mean loss for the next epoch."""
-        if self._estimate:
-            self._estimate.end_epoch()
-        self._loss_sum, self._n_losses = 0.0, 0
-        for name, label in (("validation_accuracy", "val acc"), ("test_accuracy", "test acc")):
-            if name in record:
-                self._accuracy = f"{label} {100 * record[name]:.1f} %"
-                break
+        """Store the accuracy after an epoch for the progress bar."""
+        if self._text:
+            self._text.end_epoch(record)
 
     def say(self, text: str) -> None:
         """Print a line to stderr, above the bar if there is one."""

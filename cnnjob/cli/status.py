@@ -19,7 +19,7 @@ from cnnjob.cli.screen import (
     print_table,
     warn_of_clocks,
 )  # fmt: skip
-from cnnjob.errors import JobError, format_seconds, plural, printable
+from cnnjob.errors import DataError, JobError, format_seconds, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def _find_runs(paths: "Sequence[Path] | None") -> "list[Run]":
 
     for path in paths or []:
         if not find_runs(path):
-            raise JobError(f"{path}: neither a run nor a folder of runs. Specify run folders, or a folder of them")
+            raise DataError(f"{path}: neither a run nor a folder of runs. Specify run folders, or a folder of them")
     return find_runs(*(paths or [opt.RUNS_FOLDER]))
 
 

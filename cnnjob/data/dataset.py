@@ -22,9 +22,11 @@ import numpy as np
 
 from cnnjob.data import hdf5
 from cnnjob.data.stored import FileVersion, StoredArray
-from cnnjob.errors import DataError, JobError
-from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of
+from cnnjob.errors import DataError, three_lines
+from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of, short_digest
 
+SHOWN_CLASSES = 10
+"""Number of class names in the ``repr`` of a dataset."""
 FORMAT = 2
 """Version of the file layout used for new files, in which each array is stored contiguously."""
 CHUNKED_FORMAT = 1
@@ -84,6 +86,18 @@ class Dataset:
     options: dict[str, Any]
     is_sealed: bool = True
     format: int = FORMAT
+
+    def __repr__(self) -> str:
+        """Return the dataset's name, file, digest, numbers of images and classes, on three lines."""
+        counts = ", ".join(f"{count:,} {split}" for split, (count, *_) in self.shapes.items())
+        shape = "×".join(map(str, self.image_shape))
+        classes = ", ".join(self.class_names[:SHOWN_CLASSES])
+        more = ", …" if len(self.class_names) > SHOWN_CLASSES else ""
+        return three_lines(
+            f"Dataset {self.name}: {self.path}, digest {short_digest(self.digest)}",
+            f"  images {shape}: {counts}",
+            f"  {len(self.class_names)} classes: {classes}{more}",
+        )
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -226,12 +240,11 @@ class Dataset:
             The image (H, W, C) uint8 and its label.
 
         Raises:
-            DataError: the file is damaged.
-            JobError: there is no such split, or it has no such image.
+            DataError: there is no such split, it has no such image, or the file is damaged.
         """
         with self._arrays_of(split) as (images, labels):
             if not 0 <= index < len(labels):
-                raise JobError(
+                raise DataError(
                     f"{self.path}: no image {split}:{index} (found {len(labels):,} images). "
                     f"Choose one from {split}:0 to {split}:{len(labels) - 1}"
                 )
@@ -290,7 +303,7 @@ class Dataset:
     @contextmanager
     def _arrays_of(self, split: str) -> Iterator[tuple[Rows, Rows]]:
         if split not in self.shapes:
-            raise JobError(f"{self.path}: no split {split!r} (found {', '.join(self.splits)}). Choose one of these")
+            raise DataError(f"{self.path}: no split {split!r} (found {', '.join(self.splits)}). Choose one of these")
         with _reading(self.path) as file:
             arrays = _arrays(file, self.format)
             # Each call reopens the file, so `prepare --force` may have replaced it since the previous call.

@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from cnnjob.errors import JobError
+from cnnjob.errors import DataError, JobError, plural, three_lines
 from cnnjob.files import canonical_json, sha256_of
 from cnnjob.jobs import json_files, manifest, older, toml
 from cnnjob.jobs.assignment import parse_assignment
@@ -81,6 +81,22 @@ class Job(Settings):
     resources: ResourceSettings = ResourceSettings()
     """Where the job runs; not part of the run's name."""
 
+    def __repr__(self) -> str:
+        """Return the job's name, dataset, blocks and the main settings of its training, on three lines."""
+        train, blocks = self.train, []
+        for block in self.model.model_dump(mode="json")["blocks"]:
+            kind, value = next(iter(block.items()))
+            blocks.append(kind if isinstance(value, list | dict) else f"{kind} {value}")
+        [optimiser] = train.optimiser.model_dump(exclude_none=True)
+        return three_lines(
+            f"Job {self.name}: dataset {self.dataset}, seed {self.seed}",
+            f"  blocks: {', '.join(blocks)}",
+            f"  {plural(train.epochs, 'epoch')}, batch size {train.batch_size}, learning rate {train.learning_rate:g}, "
+            f"{optimiser}",
+        )
+
+    __str__ = __repr__
+
     @model_validator(mode="after")
     def _require_supported_precision(self, info: ValidationInfo) -> Self:
         if self.resources.backend == "numpy" and self.train.precision != "float32" and not is_older(info):
@@ -119,16 +135,18 @@ class Job(Settings):
             The job, with all defaults filled in.
 
         Raises:
-            JobError: there is no such job, or the job is not valid; the message lists all problems.
+            DataError: there is no such job.
+            JobError: the job is not valid; the message lists all problems.
         """
         try:
             path = find_job_file(name)
-            content = _read_frozen(path) if path.name == FROZEN else toml.read_toml(path)
-        except JobError:
+        except DataError:
             built_in = default(name) if default else None
             if built_in is None:
                 raise
             path, content = Path(name), built_in
+        else:
+            content = _read_frozen(path) if path.name == FROZEN else toml.read_toml(path)
         applied: dict[tuple[str, ...], str] = {}
         for override in overrides:
             key, value = parse_assignment(override)
@@ -202,7 +220,7 @@ def find_job_file(name: str) -> Path:
     """Return a job's file, given the file's path, the job's name, or a run folder.
 
     Raises:
-        JobError: no job file was found; the message suggests a similar name if there is one.
+        DataError: no job file was found; the message suggests a similar name if there is one.
     """
     # exists() rather than is_file(): reading a pipe or a folder gives a better message.
     if (path := Path(name)).suffix == ".toml" and path.exists():
@@ -212,13 +230,13 @@ def find_job_file(name: str) -> Path:
     if (path / FROZEN).is_file():  # checked before job names, since a folder may have the same name
         return path / FROZEN
     if path.suffix or "/" in name:
-        raise JobError(
+        raise DataError(
             f"{name}: no such file. Pass a .toml file or the name of a job. To list all jobs:\n  cnnjob show"
         )
     jobs = list_jobs()
     if name in jobs:
         return jobs[name]
-    raise JobError(
+    raise DataError(
         f"{name}: no such job.{suggest_name(name, jobs)} Pass a .toml file or one of these jobs: {', '.join(jobs)}"
     )
 

@@ -19,6 +19,7 @@ that are not asked for are kept if an earlier report drew them and they still sh
 removed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cnnjob import files
-from cnnjob.errors import DataError, JobError, printable
+from cnnjob.errors import DataError, JobError, plural, printable, three_lines
 from cnnjob.reporting import figures, groups, tables
 from cnnjob.reporting.groups import Group
 from cnnjob.reporting.page import page
@@ -51,6 +52,18 @@ class Report:
     """The files that are new or have changed."""
     groups: list[Group]
     """Groups of runs that differ only in their seed, best first; a row's ``group`` is its group's label."""
+
+    def __repr__(self) -> str:
+        """Return the path of the page, the states of the runs and the best result, on three lines."""
+        page_file = next((path for path in self.files if path.name == "index.html"), Path("index.html"))
+        states = ", ".join(f"{count} {state}" for state, count in Counter(row["state"] for row in self.rows).items())
+        measured = [row for row in self.rows if row["test_accuracy"] is not None]
+        best = max(measured, key=lambda row: row["test_accuracy"], default=None)
+        return three_lines(
+            f"Report {page_file}: {plural(len(self.rows), 'run')} ({states})",
+            f"  best: {best['run']}, test accuracy {100 * best['test_accuracy']:.2f} %" if best else "  no results yet",
+            f"  {len(self.written)} of {plural(len(self.files), 'file')} changed",
+        )
 
 
 def report(

@@ -29,7 +29,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from cnnjob.errors import DataError, note_names
+from cnnjob.errors import CnnjobError, DataError, note_names, three_lines
 from cnnjob.files import short_digest
 from cnnjob.jobs import json_files, manifest
 from cnnjob.jobs.job import FORMAT, Job
@@ -72,6 +72,26 @@ class Run:
     def __post_init__(self) -> None:
         """Register the path so that line breaks in its name are escaped in output."""
         note_names(self.path)
+
+    def __repr__(self) -> str:
+        """Return the run's folder, state, settings, progress and results, on three lines."""
+        try:
+            job, state = self.job(), self.state()
+            line = f"  {job.dataset}, seed {job.seed}, "
+            if state == "finished":
+                result = self.result()
+                epochs = f"{result.get('epochs')} of {job.train.epochs} epochs, best epoch {result.get('best_epoch')}"
+                accuracy = 100 * result.get("test_accuracy", math.nan)
+                scores = f"  test accuracy {accuracy:.2f} %, {result.get('parameters', 0):,} parameters"
+            else:
+                history = self.history()
+                epochs = f"{history[-1]['epoch'] if history else 0} of {job.train.epochs} epochs"
+                last = {name: value for name, value in (history or [{}])[-1].items() if name.endswith("_accuracy")}
+                scores = "  " + ", ".join(f"{name.replace('_', ' ')} {100 * last[name]:.2f} %" for name in sorted(last))
+            lines = [f"Run {self.path}: {state}", f"{line}{epochs}", *([scores] if scores.strip() else [])]
+        except (CnnjobError, OSError) as error:
+            lines = [f"Run {self.path}", f"  {error}".partition(". ")[0]]
+        return three_lines(*lines)
 
     @classmethod
     def of(cls, job: Job, data_digest: str, root: Path) -> Self:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnjob.data.dataset import SUFFIXES, Dataset
-from cnnjob.errors import JobError, closest_name
+from cnnjob.errors import DataError, closest_name
 from cnnjob.jobs.job import Job, list_jobs
 from cnnjob.runs.initial import find_initial
 from cnnjob.training.split import count_validation_images
@@ -39,8 +39,9 @@ def load_job(name: str, overrides: Any = (), data: Path = Path("data"), runs: Pa
         runs: the folder in which the run of ``model.init_from`` is looked up by name.
 
     Raises:
-        JobError: neither a job nor a dataset with this name was found, or the job is not valid.
-        DataError: the dataset is damaged, or the initial weights are missing or damaged.
+        DataError: neither a job nor a dataset with this name was found, or the dataset or the initial weights are
+            damaged or missing.
+        JobError: the job is not valid.
     """
     return find_initial(Job.load(name, overrides, default=DefaultJobs(data)), runs)
 
@@ -59,15 +60,14 @@ class DefaultJobs:
             The content; None if there is no dataset with this name or a similar name.
 
         Raises:
-            JobError: there is no dataset with this name, but there is one with a similar name.
-            DataError: the dataset is damaged.
+            DataError: the dataset is damaged, or there is no dataset with this name, but one with a similar name.
         """
         path = Path(name) if Path(name).suffix in SUFFIXES else self.data / f"{name}.h5"
         if path.exists():
             return default_job(Dataset.open(path), name)
         prepared = {path.stem for path in self.data.glob("*.h5")}
         if (near := closest_name(name, prepared | list_jobs().keys())) in prepared:
-            raise JobError(f"{name}: no such job or dataset. Did you mean {near}?")
+            raise DataError(f"{name}: no such job or dataset. Did you mean {near}?")
         return None
 
 

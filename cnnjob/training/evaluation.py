@@ -14,7 +14,7 @@ import numpy as np
 from cnnjob import files, nn
 from cnnjob.data.dataset import CHUNKED_FORMAT, Dataset, Rows, blocks
 from cnnjob.data.stored import RowReader
-from cnnjob.errors import DataError, JobError, spreadsheet_cell
+from cnnjob.errors import DataError, JobError, spreadsheet_cell, three_lines
 from cnnjob.jobs.job import Job
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
@@ -171,6 +171,16 @@ class Evaluation:
     """The overall metrics on the split."""
     remarks: tuple[str, ...]
     """Remarks for the user on how the classes of the dataset and of the network were matched."""
+
+    def __repr__(self) -> str:
+        """Return the run, the dataset, the overall metrics and the weakest class, on three lines."""
+        f1 = metrics.per_class(self.counts).f1
+        weakest, (accuracy, loss, *_) = int(f1.argmin()), self.overall
+        return three_lines(
+            f"Evaluation of {self.path.parents[1]} on the {self.split} images of {self.dataset.name}",
+            f"  accuracy {100 * accuracy:.2f} %, loss {loss:.4f}, {self.counts.sum():,} images",
+            f"  lowest F1: class {self.class_names[weakest]}, {f1[weakest]:.4f}",
+        )
 
     def content(self) -> dict[str, Any]:
         """Return the content of the JSON file, as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""

@@ -301,13 +301,13 @@ def _locate(run: Run, dataset: Dataset, split: str, index: int) -> tuple[str, in
     If the dataset has no ``val`` split, ``val`` stands for the training images that the run set aside for validation.
 
     Raises:
-        JobError: the run has too few validation images for the index.
+        DataError: the run has too few validation images for the index.
     """
     if split != "val" or split in dataset.splits:
         return split, index
     validation = validation_indices(run, dataset)
     if index >= len(validation):
-        raise JobError(
+        raise DataError(
             f"{run.path}: no image val:{index} (found {len(validation):,} validation images). "
             "Choose a lower index, or use test:N or train:N"
         )

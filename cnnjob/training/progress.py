@@ -1,12 +1,20 @@
 """Progress callbacks for training, and formatting of progress as text."""
 
+import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, Protocol
 
+from cnnjob.errors import format_seconds
 from cnnjob.jobs.job import Job
 
+BAR_WIDTH = 16
+"""Width of the bar that shows the progress within an epoch, in characters."""
+REFRESH_SECONDS = 0.2
+"""Minimum time between two updates of the bar in a notebook."""
 _DIVERGED = 1e5
 
 
@@ -82,6 +90,96 @@ class SafeProgress:
         """Pass on the history record of an epoch."""
         with suppress(OSError):
             self._callback.end_epoch(record)
+
+
+class ProgressText:
+    """The text next to a progress bar: epoch, step, mean loss of the epoch, last accuracy, and the time left."""
+
+    def __init__(self, steps: int, epochs: int) -> None:
+        """Start the text for ``epochs`` epochs of ``steps`` steps each."""
+        self._steps, self._epochs = steps, epochs
+        self._estimate = TimeEstimate(steps, epochs)
+        self._loss_sum, self._n_losses = 0.0, 0
+        self._accuracy = ""
+
+    def loss(self, loss: float) -> None:
+        """Add the loss of a step to the mean over the epoch."""
+        self._loss_sum, self._n_losses = self._loss_sum + loss, self._n_losses + 1
+
+    def step(self, epoch: int, step: int) -> str:
+        """Record that a step has ended, and return the text."""
+        self._estimate.step(epoch, step)
+        parts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
+        if self._n_losses:
+            parts.append(f"loss {self._loss_sum / self._n_losses:.3f}")
+        if self._accuracy:
+            parts.append(self._accuracy)
+        if left := self._estimate.seconds_left():
+            parts += [f"{format_seconds(left[0])} left of this epoch", f"{format_seconds(left[1])} in all"]
+        return " · ".join(parts)
+
+    def end_epoch(self, record: dict[str, Any]) -> str:
+        """Store the accuracy after an epoch, reset the mean loss for the next epoch, and return a text on the epoch."""
+        self._estimate.end_epoch()
+        self._loss_sum, self._n_losses = 0.0, 0
+        for name, label in (("validation_accuracy", "val acc"), ("test_accuracy", "test acc")):
+            if name in record:
+                self._accuracy = f"{label} {100 * record[name]:.1f} %"
+                break
+        parts = [f"epoch {record['epoch']}/{self._epochs}", f"loss {record['train_loss']:.3f}", self._accuracy]
+        return " · ".join(filter(None, parts))
+
+
+class NotebookBar:
+    """Progress callback that shows a progress bar below a notebook cell, and prints only warnings."""
+
+    def __init__(self) -> None:
+        """Create the callback; the progress bar appears when training starts."""
+        self._bar: Any = None
+        self._output: Any = None
+        self._text = ProgressText(0, 0)
+        self._shown = -math.inf
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Return whether this process runs a notebook."""
+        if "IPython" not in sys.modules:  # otherwise, rich is not imported
+            return False
+        from rich.console import Console  # noqa: PLC0415
+
+        return Console().is_jupyter
+
+    def say(self, text: str) -> None:
+        """Print a warning."""
+        if text.startswith("warning"):
+            print(text)  # noqa: T201 - a notebook shows it below the cell
+
+    def start(self, job: Job, steps: int) -> None:
+        """Show the bar."""
+        from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+        self._text = ProgressText(steps, job.train.epochs)
+        self._bar = Progress(BarColumn(BAR_WIDTH), TextColumn("{task.description}", markup=False))
+        self._bar.add_task("", total=steps)
+        # rich's own live display needs ipywidgets; IPython can display and update rich's renderables without them.
+        self._output = import_module("IPython.display").display(self._bar, display_id=True)
+
+    def loss(self, loss: float) -> None:
+        """Add the loss of a step to the mean over the epoch."""
+        self._text.loss(loss)
+
+    def step(self, epoch: int, step: int) -> None:
+        """Advance the bar; it is drawn a few times per second, and after the last step of an epoch."""
+        [task] = self._bar.tasks
+        self._bar.update(task.id, completed=step, description=self._text.step(epoch, step))
+        if time.monotonic() - self._shown >= REFRESH_SECONDS or step == task.total:
+            self._shown = time.monotonic()
+            self._output.update(self._bar)
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Show the loss and the accuracy after an epoch."""
+        self._bar.update(self._bar.tasks[0].id, description=self._text.end_epoch(record))
+        self._output.update(self._bar)
 
 
 class TimeEstimate:

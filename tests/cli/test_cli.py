@@ -166,10 +166,10 @@ def test_predict_of_the_runs_own_dataset(here: Path) -> None:
     assert sum(probability for _, probability in ranked) == pytest.approx(1)
     assert "true class" not in cnnjob("predict", str(run), "one.npy").stdout
     for address, code, message in (
-        ("test:40", 2, "no image test:40 (found 40 images). Choose one from test:0 to test:39"),
+        ("test:40", 3, "no image test:40 (found 40 images). Choose one from test:0 to test:39"),
         ("test:-1", 2, "test:-1: not an image in the dataset (found index '-1'). Indices start at 0"),
         ("test:one.png", 2, "for a file, write ./test:one.png"),
-        ("val:999", 2, "no image val:999 (found "),
+        ("val:999", 3, "no image val:999 (found "),
         ("tset:0", 3, "tset:0: no such file. Pass an image file, or the address of an image in the run's"),
     ):
         wrong = cnnjob("predict", str(run), address)
@@ -267,7 +267,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "toyy.toml"], 2, "cnnjob: toyy.toml: no such file"),
+        (["train", "toyy.toml"], 3, "cnnjob: toyy.toml: no such file"),
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key. Did you mean 'epochs'?"),
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),

@@ -18,7 +18,7 @@ from cnnjob.cli.screen import fit_columns
 from cnnjob.reporting import record as records
 from cnnjob.runs.logs import last_lines, newest_log
 from cnnjob.runs.run import Run
-from tests.helpers.cli import cnnjob
+from tests.helpers.cli import JOB, cnnjob
 from tests.helpers.fake_slurm import FakeSlurm, queue_row, set_answers
 from tests.helpers.run_folders import change_json, finished_run, pending_run, running_run, stopped_run
 from tests.helpers.slurm_runs import failed_run, lost_in_job, status_of, with_decision, with_job, with_log
@@ -71,13 +71,50 @@ def test_no_runs_yet_is_no_mistake() -> None:
     assert (found.exit_code, found.stdout) == (0, "runs/: no runs yet. To start one:\n  cnnjob submit JOB\n")
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
-def test_what_is_no_run_is_a_usage_error(command: str) -> None:
+MISSING = {
+    "a run": [
+        "status gone", "logs gone", "cancel gone", "clean gone", "predict gone test:0", "evaluate gone --on toy",
+        "export gone", "report gone", "status runs/gone", "logs runs/gone", "cancel runs/gone", "clean runs/gone",
+        "predict runs/gone test:0", "evaluate runs/gone --on toy", "export runs/gone", "report runs/gone",
+        "logs latest", "show runs/gone",
+    ],
+    "a run in a folder": [
+        "status empty", "logs empty", "cancel empty", "clean empty", "predict empty test:0", "evaluate empty --on toy",
+        "export empty", "report empty",
+    ],
+    "a job": [
+        "train gone", "train gone.toml", "submit gone", "submit gone.toml", "submit gone --local",
+        "submit gone --dry-run", "show gone", "show gone.toml", "verify-resume gone", "verify-resume gone.toml",
+    ],
+    "a dataset": [
+        "new gone", "show data/gone.h5", "prepare gone", "prepare x --source gone", "prepare folder gone",
+        "train toy.toml --data gone", "submit toy.toml --data gone", "submit toy.toml --local --data gone",
+        "verify-resume toy.toml --data gone", "train data/gone.h5",
+    ],
+    "another file": ["submit toy.toml --profile gone", "submit toy.toml --profile gone.toml"],
+}  # fmt: skip
+"""Commands that name something that does not exist."""
+
+
+@pytest.mark.parametrize("words", [words for commands in MISSING.values() for words in commands])
+def test_what_is_missing_has_one_exit_code_and_is_not_called_damaged(words: str) -> None:
     Path("empty").mkdir()
-    found = cnnjob(command, "empty")
-    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
-    assert "empty: neither a run nor a folder of runs" in found.stderr
-    assert "Example: cnnjob" in cnnjob(command, "--help").stdout
+    Path("toy.toml").write_text(JOB)
+    found = cnnjob(*words.split())
+    assert found.exit_code == 3, found.output
+    assert "damaged" not in found.output
+    assert found.stdout == ""
+    assert re.search(r"\b(gone|latest|empty|toy)\b", found.stderr)
+    assert Path("toy.toml").exists()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", ["evaluate {} --on gone", "evaluate {} --on gone.h5"])
+def test_what_is_missing_besides_a_run_has_the_same_exit_code(words: str) -> None:
+    run = finished_run(Path("runs"))
+    found = cnnjob(*words.format(run.path).split())
+    assert (found.exit_code, found.stdout, "damaged" in found.stderr) == (3, "", False)
+    assert "gone" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -88,7 +125,7 @@ def test_what_is_no_run_is_a_usage_error(command: str) -> None:
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
-def test_a_missing_run_has_one_exit_code_and_a_suggestion(command: list[str]) -> None:
+def test_a_missing_run_has_a_suggestion(command: list[str]) -> None:
     name = finished_run(Path("runs")).name
     words = [command[0], f"x{name}", *command[1:]]
     said = cnnjob(*words)

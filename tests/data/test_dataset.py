@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cnnjob.data.dataset import BLOCK_BYTES, Dataset, Moments, blocks, digest_of
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
-from cnnjob.errors import DataError, JobError
+from cnnjob.errors import DataError
 from tests.helpers.image_sources import random_bytes
 from tests.helpers.older_files import as_format_1
 
@@ -61,7 +61,7 @@ def test_arrays_are_read_whole(path: Path) -> None:
 
 
 def test_an_unknown_split_is_a_users_mistake(path: Path) -> None:
-    with pytest.raises(JobError, match=r"no split 'val' .found train, test"):
+    with pytest.raises(DataError, match=r"no split 'val' .found train, test"):
         make(path).load("val")
 
 

@@ -286,7 +286,7 @@ def test_many_classes_with_long_names_fit(out: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
-        (JobError, "Did you mean cifar10", {"name": "cifar1O"}),
+        (DataError, "Did you mean cifar10", {"name": "cifar1O"}),
         (JobError, "digits, folder", {"name": "quux"}),
         (JobError, "Specify the folder that contains the images", {"name": "folder"}),
         (JobError, "fixed", {"name": "mnist", "size": (3, 3)}),

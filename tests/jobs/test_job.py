@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjob import nn
-from cnnjob.errors import JobError
+from cnnjob.errors import DataError, JobError
 from cnnjob.jobs import job as jobs
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.settings import EarlyStoppingSettings, LookaheadSettings
@@ -232,11 +232,11 @@ def test_an_override_that_leads_nowhere_is_said(override: str, message: str) -> 
 def test_unknown_jobs_are_said_with_a_near_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        JobError, match=r"mnst: no such job. Did you mean 'mnist'\? Pass .* one of these jobs: cifar10, "
+        DataError, match=r"mnst: no such job. Did you mean 'mnist'\? Pass .* one of these jobs: cifar10, "
     ):
         Job.load("mnst")
     for name in ("gone.toml", "jobs/gone"):
-        with pytest.raises(JobError, match=r"no such file\. Pass a \.toml file or .* To list all jobs:\n  cnnjob show"):
+        with pytest.raises(DataError, match=r"no such file\. Pass a \.toml file .* To list all jobs:\n  cnnjob show"):
             Job.load(name)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnjob.errors import JobError
+from cnnjob.errors import DataError, JobError
 from cnnjob.slurm.submit import profiles
 from cnnjob.slurm.submit.profiles import load_request
 from cnnjob.slurm.submit.request import OWN, Request, parse_minutes
@@ -129,7 +129,7 @@ def test_a_profile_is_a_name_or_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         ("nothing", "Known profiles: lab"),
         ("gone.toml", "no such profile"),
     ):
-        with pytest.raises(JobError) as error:
+        with pytest.raises(DataError) as error:
             load_request(name, {})
         assert message in str(error.value)
 
@@ -144,7 +144,7 @@ def test_a_profile_that_is_not_readable(tmp_path: Path, content: bytes) -> None:
 
 def test_a_folder_is_no_profile(tmp_path: Path) -> None:
     (tmp_path / "site.toml").mkdir()
-    with pytest.raises(JobError, match="no such profile"):
+    with pytest.raises(DataError, match="no such profile"):
         load_request(str(tmp_path / "site.toml"), {})
 
 

@@ -42,8 +42,8 @@ def test_the_job_of_the_one_prepared_dataset() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["toyy.toml"], 2, "toyy.toml: no such file"),
-        (["toy.toml", "--profile", "lob"], 2, "--profile lob: no such profile. Did you mean 'lab'?"),
+        (["toyy.toml"], 3, "toyy.toml: no such file"),
+        (["toy.toml", "--profile", "lob"], 3, "--profile lob: no such profile. Did you mean 'lab'?"),
         (["toy.toml", "--mem", "4G", "--mem-per-cpu", "1G"], 2, "mem and mem_per_cpu are mutually exclusive"),
         (["toy.toml", "--time", "soon"], 2, "not a time limit (found 'soon')"),
         (["toy.toml", "--sbatch", "=5"], 2, "--sbatch =5: not of the form KEY=VALUE"),

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
-from cnnjob.errors import JobError
+from cnnjob.errors import DataError
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.toml import format_toml
 from cnnjob.training.default_job import DefaultJobs, load_job
@@ -72,5 +72,5 @@ def test_a_file_is_named_by_its_path(tmp_path: Path) -> None:
 )
 def test_similar_names_are_suggested(tmp_path: Path, name: str, message: str) -> None:
     dataset(tmp_path, [0, 1], (3, 3, 1))
-    with pytest.raises(JobError, match=message):
+    with pytest.raises(DataError, match=message):
         load_job(name, (), tmp_path)

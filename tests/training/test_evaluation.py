@@ -80,7 +80,7 @@ def test_a_dataset_that_does_not_fit_the_network_is_refused(run: Run, tmp_path: 
     four = variant(tmp_path / "four.h5", (*CLASSES, "blank"))
     with pytest.raises(JobError, match=r"predicts 3 classes \(found 4\)"):
         evaluate(run, four)
-    with pytest.raises(JobError, match="no split 'val'"):
+    with pytest.raises(DataError, match="no split 'val'"):
         evaluate(run, dataset(tmp_path), "val")
 
 

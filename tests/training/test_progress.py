@@ -1,11 +1,14 @@
 """Progress of training: events, and the estimate of the time left."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnnjob.training.progress import NoProgress, TimeEstimate
 from cnnjob.training.train import train
+from tests.helpers.cli import JOB
 from tests.helpers.toy_jobs import dataset, job, run_of
 
 STEPS, EPOCHS = 20, 6
@@ -63,3 +66,29 @@ def test_each_step_has_its_loss_and_each_epoch_its_record(tmp_path: Any) -> None
         assert steps == [(record["epoch"], step) for step in range(1, len(steps) + 1)]
         assert sum(losses) / len(losses) == pytest.approx(record["train_loss"])
         start = end + 1
+
+
+NOTEBOOK = """
+from pathlib import Path
+from cnnjob import Job, train
+train(Job.load("toy.toml", ["train.epochs=3"]), data=Path("data"))
+"""
+
+
+def test_a_notebook_shows_a_bar_and_its_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    dataset(tmp_path / "data")
+    (tmp_path / "toy.toml").write_text(JOB)
+    cells = [nbformat.v4.new_code_cell(code) for code in (NOTEBOOK, NOTEBOOK.replace("data=", "progress=False, data="))]
+    cells[1].source = cells[1].source.replace("epochs=3", "epochs=2")
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(
+        notebook, kernel_name="python3", timeout=120, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    bar, shown = (output["data"] for output in cells[0].outputs if output.output_type != "stream")
+    assert re.search(r"━{16}\S* epoch 3/3 · loss [\d.]+ · val acc [\d.]+ %", bar["text/plain"])
+    assert "epoch 3/3" in bar["text/html"]
+    assert shown["text/plain"].startswith("Run runs/toy-")
+    assert [output.output_type for output in cells[1].outputs] == ["execute_result"]

@@ -169,7 +169,8 @@ def _require_known(name: str, source: str | Path | None) -> None:
     If a source is given, a new name is also accepted: it becomes the name of the dataset prepared from the source.
 
     Raises:
-        JobError: the name is refused; the message suggests what to specify instead.
+        DataError: nothing has this name; the message suggests what to specify instead.
+        JobError: the name or the source is an address.
     """
     known = (*_ENTRIES, FOLDER)
     address = next((text for text in map(str, (source, name)) if "://" in text), None)
@@ -188,7 +189,7 @@ def _require_known(name: str, source: str | Path | None) -> None:
     if source is not None and not is_capitalised and "/" not in name:
         return
     hint = f"Did you mean {near}?" if near else f"Specify a folder, or one of {', '.join(known)}"
-    raise JobError(f"{name}: no such dataset, folder or archive. {hint}")
+    raise DataError(f"{name}: no such dataset, folder or archive. {hint}")
 
 
 @dataclass(frozen=True)

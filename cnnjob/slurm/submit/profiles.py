@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cnnjob.errors import JobError, closest_name
+from cnnjob.errors import DataError, JobError, closest_name
 from cnnjob.jobs import toml
 from cnnjob.jobs.lookup import named_toml_files
 from cnnjob.jobs.schema import describe_problems, format_value
@@ -122,5 +122,5 @@ def _read_profile(name: str) -> dict[str, Any]:
     if path is None or not path.is_file():
         near = closest_name(name, known)
         hint = f"Did you mean {near!r}?" if near else f"Known profiles: {', '.join(known) or 'none'}"
-        raise JobError(f"--profile {name}: no such profile. {hint}")
+        raise DataError(f"--profile {name}: no such profile. {hint}")
     return toml.read_toml(path)
