@@ -19,6 +19,8 @@ from cnnjob.reporting.record import BLOCKS, Record
 
 CONFIDENCE = 0.95
 _MAX_LABEL_LETTERS = 100
+_MAX_PARENTS = 3
+"""Maximum number of runs that a remark on fine-tuning names."""
 _BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Matches the kind of each block in the ``model.blocks`` setting, such as ``conv`` in ``conv 32``."""
 _WITHOUT_EFFECT = ("name", "seed", "resources", "train.checkpoint_seconds")
@@ -67,10 +69,13 @@ class Group:
 
     @property
     def remarks(self) -> list[str]:
-        """Caveats about the group's accuracy: a model chosen on the test images, or test-time augmentation."""
+        """Caveats about the group's accuracy: test images that chose the model, fine-tuning, test-time augmentation."""
         rows = [record.row for record in self.by_seed.values()]
         views = {row["test_time_augmentation"] for row in rows} - {"none"}
         remarks = [f"test-time augmentation: {view}" for view in sorted(views)]
+        parents = sorted({record.parent for record in self.records} - {""})
+        if parents and "init_from" not in self.settings:
+            remarks.insert(0, f"fine-tuned from {', '.join(parents[:_MAX_PARENTS])}")
         if any(row["selected_on"] == "test" for row in rows):
             remarks.insert(0, "optimistic: chosen on the test images")
         return remarks

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ COLUMNS = (
 )
 """Columns of the metrics tables; cells with unknown values are None."""
 
+INIT_FROM = "model.init_from"
+"""Key of the setting that names the origin of the initial weights, with the first digits of their digest."""
 BLOCKS = "model.blocks"
 """Key of the setting that describes all blocks on one line; single blocks have keys like ``model.blocks.1.conv``."""
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
@@ -73,6 +76,12 @@ class Record:
     """Caveats that a reader needs to interpret the numbers."""
     contradictions: list[str] = field(default_factory=list)
     """Remarks on values that differ between two of the run's files."""
+    digest: str | None = None
+    """The run's digest; None if the manifest cannot be read."""
+    parent: str = ""
+    """The run, or else the file, that the initial weights are from; empty if they were drawn."""
+    parent_digest: str | None = None
+    """The digest of that run; None if it is not known."""
     n_classes: int | None = None
     """The dataset's number of classes, from the manifest; None if the manifest has no class names."""
     class_names: tuple[str, ...] = ()
@@ -186,7 +195,13 @@ def _read_job(summary: RunSummary, record: Record) -> None:
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
     named = {"dataset": f"{data['name']} {short_digest(data['digest'])}"}
-    record.settings |= {printable(key): value for key, value in _flat(job)} | named
+    record.digest = frozen["digest"]
+    settings = {printable(key): value for key, value in _flat(job) if key not in {INIT_FROM, "model.init_sha256"}}
+    if origin := frozen.get("initial"):
+        record.parent = printable(origin.get("run") or Path(origin["source"]).name)
+        record.parent_digest = origin.get("digest")
+        named[INIT_FROM] = f"{record.parent} {short_digest(origin['sha256'])}"
+    record.settings |= settings | named
     record.row |= {name: record.settings.get(f"train.{name}") for name in ("batch_size", "learning_rate")}
     if isinstance(blocks := job["model"]["blocks"], list):
         record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
@@ -379,6 +394,7 @@ def _read_design(summary: RunSummary, record: Record) -> None:
     with suppress(CnnjobError, *_UNREADABLE):
         job, data = summary.job, summary.manifest["data"]
         changed = dict(_flat(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))
+        changed[INIT_FROM] = record.parent
         record.chosen = {key: value for key, value in record.settings.items() if key in changed or key in _ESSENTIAL}
         record.layers = layer_rows(job.model, tuple(data["image_shape"]), len(data["class_names"]))
 

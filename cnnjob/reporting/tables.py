@@ -182,7 +182,10 @@ def runs_as_markdown(
         The content of ``metrics.md``.
     """
     table = _markdown(list(rows[0]), ([_readable(*cell) for cell in row.items()] for row in rows))
-    remarks = (f"- {_escape_markdown(record.name)}: {remark}" for record in records for remark in record.remarks)
+    remarks = []
+    for record in records:
+        parent = [f"fine-tuned from {_escape_markdown(record.parent)}"] if record.parent else []
+        remarks += [f"- {_escape_markdown(record.name)}: {remark}" for remark in (*parent, *record.remarks)]
     linked = {stem: next(kind for kind in _LINKED if kind in formats) for stem, formats in drawn.items()}
     overlay = f"![Learning curves of all runs](curves.{linked['curves']})" if "curves" in linked else ""
     links = []

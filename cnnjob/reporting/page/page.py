@@ -72,7 +72,11 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     anchors = {record.name: f"run-{number}" for number, record in enumerate(ordered, start=1)}
     common = sections.common_settings(records)
     n_runs = len(records)
-    built = {each.name: sections.build_section(each, anchors[each.name], n_runs, common) for each in records}
+    families = sections.find_families(ordered, anchors)
+    built = {
+        each.name: sections.build_section(each, anchors[each.name], n_runs, common, families.get(each.name))
+        for each in records
+    }
     page: str = _template_environment().get_template("page.html.jinja").render(
         records=records,
         jobs=sorted({str(record.row["job"]) for record in records if record.row["job"]}),

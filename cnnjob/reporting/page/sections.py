@@ -1,6 +1,6 @@
 """Sections of the page about individual runs, as text and numbers for the template."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -63,12 +63,22 @@ class AttemptFold(NamedTuple):
     """Total number of steps that had to be repeated, as far as it is known."""
 
 
+class Family(NamedTuple):
+    """The runs on the page that share weights with a run."""
+
+    parent: str
+    """The anchor of the run that the initial weights are from; empty if it is not on the page."""
+    children: list[tuple[str, str]]
+    """Names and anchors of the runs that start from this run's weights."""
+
+
 @dataclass(frozen=True)
 class RunSection:
     """One run's section, as the template displays it."""
 
     record: Record
     anchor: str
+    family: Family
     period: str
     """When the run was trained; empty if it has not started."""
     chosen: dict[str, Any]
@@ -101,7 +111,27 @@ def common_settings(records: Sequence[Record]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(each.get(key) == repr(value) for each in shown)}
 
 
-def build_section(record: Record, anchor: str, n_runs: int, common: Container[str] = ()) -> RunSection:
+def find_families(records: Sequence[Record], anchors: Mapping[str, str]) -> dict[str, Family]:
+    """Return the family of each run that was fine-tuned from another run on the page, and of each such other run.
+
+    Args:
+        records: the runs; of several copies of a run, the first one counts as the parent.
+        anchors: the ``id`` of each run's section, by the run's name.
+    """
+    by_digest = {record.digest: record.name for record in reversed(records) if record.digest}
+    families: dict[str, Family] = {}
+    for record in records:
+        parent = by_digest.get(record.parent_digest) if record.parent_digest else None
+        if parent:
+            families.setdefault(record.name, Family("", []))
+            families[record.name] = families[record.name]._replace(parent=anchors[parent])
+            families.setdefault(parent, Family("", [])).children.append((record.name, anchors[record.name]))
+    return families
+
+
+def build_section(
+    record: Record, anchor: str, n_runs: int, common: Container[str] = (), family: Family | None = None
+) -> RunSection:
     """Build a run's section.
 
     Args:
@@ -109,6 +139,7 @@ def build_section(record: Record, anchor: str, n_runs: int, common: Container[st
         anchor: the section's ``id`` on the page.
         n_runs: number of runs on the page; if there are many, each section shows less.
         common: keys of the settings that are shown once for all runs.
+        family: the runs on the page that share weights with this run, if there are any.
 
     Returns:
         The section.
@@ -124,6 +155,7 @@ def build_section(record: Record, anchor: str, n_runs: int, common: Container[st
     return RunSection(
         record=record,
         anchor=anchor,
+        family=family or Family("", []),
         period=describe_period([record]),
         settings={key: value for key, value in record.settings.items() if key not in common},
         chosen={names[key]: value for key, value in record.chosen.items()},
