@@ -4,7 +4,10 @@ A run may be unfinished or damaged, and a folder may not be a run at all, so eac
 something cannot be read, the record states the reason.
 """
 
+import csv
+import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnjob import files
 from cnnjob.errors import CnnjobError, DataError, printable
 from cnnjob.files import short_digest
 from cnnjob.jobs import json_files, older
@@ -59,6 +63,9 @@ _SUM_TOLERANCE = 1e-3
 """Maximum deviation from 1 of the sum of an image's probabilities."""
 _LARGEST = np.finfo(np.float32).max
 """Maximum plausible magnitude of a number in a history or in weights."""
+_MATRIX_BYTES = 2**26
+"""Maximum size of the confusion matrix of an evaluation: enough for thousands of classes."""
+_COUNT = re.compile("[0-9]{1,15}")
 LOG_LINES = 20
 _UNREADABLE = (OSError, AttributeError, LookupError, TypeError, ValueError)  # a damaged file may contain anything
 
@@ -109,7 +116,8 @@ class Record:
     example_arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """The content of ``examples.npz``; empty if the run has no valid one."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics on other datasets, each as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
+    """Metrics on other datasets or splits, each as described by :class:`cnnjob.runs.schemas.EvaluationRecord`, with the
+    confusion matrix as ``counts``, (K, K) int64."""
 
     @property
     def folder(self) -> str:
@@ -362,7 +370,24 @@ def _read_evaluations(summary: RunSummary, record: Record) -> None:
         evaluation = json_files.read_checked(path, EvaluationRecord)
         evaluation["dataset"]["name"] = printable(evaluation["dataset"]["name"])
         evaluation["split"] = printable(evaluation["split"])
+        evaluation["counts"] = _read_counts(path.with_suffix(".csv"), evaluation["images"])
         record.evaluations.append(evaluation)
+
+
+def _read_counts(path: Path, n_images: int) -> np.ndarray:
+    """Return the confusion matrix in an evaluation's CSV file, (K, K) int64.
+
+    Raises:
+        DataError: the file is missing or is not a confusion matrix of ``n_images`` images.
+    """
+    # Without its first row and column, which contain the names of the classes.
+    rows = [row[1:] for row in csv.reader(io.StringIO(files.read_text(path, _MATRIX_BYTES), newline=""))][1:]
+    if not all(len(row) == len(rows) and all(map(_COUNT.fullmatch, row)) for row in rows):
+        raise DataError(f"{path}: damaged (not a confusion matrix). Run the evaluation again")
+    counts = np.array(rows, np.int64).reshape(len(rows), len(rows))
+    if not rows or counts.sum() != n_images:
+        raise DataError(f"{path}: damaged (its counts do not add up to {n_images:,} images). Run the evaluation again")
+    return counts
 
 
 def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:

@@ -61,12 +61,12 @@ def test_the_pictures_show_the_stored_numbers(run: Run) -> None:
     hottest = np.asarray(decoded(shown.examples[0].saliency_url).convert("RGB"), int).sum(axis=-1)
     assert hottest.ravel()[stored["saliency"][0].argmax()] == hottest.max()
     sheet = decoded(shown.layers[0].maps[1].url)
-    assert sheet.size == (6 * 4 + 1, 5)  # six maps of 3×3 pixels in a row, each in a frame
+    assert sheet.size == (6 * 13 + 1, 14)  # six maps of 3×3 pixels in a row, four times as large, each in a frame
     indices = np.asarray(sheet)
-    for at, pair in enumerate(stored["maps/conv1"][1]):
-        high, low = (indices[1:4, left : left + 3] for left in (8 * at + 1, 8 * at + 5))
-        assert (high * 16 + low == pair).all()
     assert (indices[0] == 16).all()
+    for at, pair in enumerate(stored["maps/conv1"][1]):
+        high, low = (indices[1:13:4, left : left + 12 : 4] for left in (26 * at + 1, 26 * at + 14))
+        assert (high * 16 + low == pair).all()
 
 
 def test_a_sheet_of_filters_has_their_greys() -> None:

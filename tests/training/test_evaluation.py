@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,8 +142,39 @@ def test_the_report_lists_a_runs_evaluations(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     assert ">Evaluations</h2>" in page
     assert re.search(r'<th scope="row">&lt;lines&gt; [0-9a-f]{8}</th><td>test</td><td class="n">40</td>', page)
+    assert "Confusion matrix and classes on &lt;lines&gt; " in page
+    assert page.count('aria-label="Classes of ') == 3  # those of the run, and of each evaluation
+    assert [each["counts"].tolist() for each in record.evaluations][1] == damaged.counts.tolist()
     damaged.path.write_text("{}")
     record = read_record(run, run.name)
     assert len(record.evaluations) == 1
     assert "dataset is missing" in record.reasons[0]
     assert record.row["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "do not add up to 40 images"),
+        ("true class,row\nrow,x\n", "not a confusion matrix"),
+        ("true class,row\nrow,-1\n", "not a confusion matrix"),
+        ("true class,row\nrow,1,2\n", "not a confusion matrix"),
+        ("true class,row\nrow,7\n", "do not add up to 40 images"),
+    ],
+)
+def test_a_damaged_confusion_matrix_is_named(content: str, reason: str, run: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    evaluate(copy, dataset(tmp_path)).path.with_suffix(".csv").write_text(content)
+    record = read_record(copy, "toy")
+    assert any(reason in found and found.startswith("evaluations/toy-test-") for found in record.reasons)
+    assert record.row["state"] == "finished"
+    report([copy], tmp_path / "report")
+
+
+def test_the_matrix_of_other_classes_is_not_shown(run: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    evaluate(copy, dataset(tmp_path)).path.with_suffix(".csv").write_text("true class,row\nrow,40\n")
+    report([copy], tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert ">Evaluations</h2>" in page
+    assert "Confusion matrix and classes on toy" not in page

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 MAPS_PER_ROW = 8
+_MIN_MAP_SIDE = 12
+"""Side length in pixels up to which small feature maps are enlarged."""
 _GREY_STEP = 17
 """Difference between two of the 16 grey levels of an indexed image."""
 _GAP_INDEX = 16
@@ -79,6 +81,10 @@ def filter_picture(weights: np.ndarray) -> Sheet:
 
 def map_picture(maps: np.ndarray) -> Sheet:
     """Return the feature maps of one image, uint8 (M, H, W) in 0..15, as a sheet of rows with 8 maps each."""
+    enlarged = max(
+        1, _MIN_MAP_SIDE // max(maps.shape[1:])
+    )  # else the gaps would be as wide as the pixels of small maps
+    maps = maps.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
     M, H, W = maps.shape
     n_columns = min(M, MAPS_PER_ROW)
     sheet = np.full((-(-M // n_columns) * (H + 1) + 1, n_columns * (W + 1) + 1), _GAP_INDEX, np.uint8)

@@ -18,6 +18,7 @@ from cnnjob.reporting.page.charts import Chart
 from cnnjob.reporting.page.layers import MAX_RUNS_WITH_LAYERS, NetworkPictures, build_network_pictures
 from cnnjob.reporting.page.results import MIN_FOLDED, describe_period
 from cnnjob.reporting.record import Record
+from cnnjob.runs import metrics
 
 if TYPE_CHECKING:
     from cnnjob.reporting.curve import Measure
@@ -73,6 +74,21 @@ class Family(NamedTuple):
 
 
 @dataclass(frozen=True)
+class EvaluationSection:
+    """An evaluation of a run on another dataset or split, as the template displays it."""
+
+    record: dict[str, Any]
+    """The metrics, as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
+    class_names: tuple[str, ...]
+    """The network's class names; empty if there is no matrix."""
+    matrix: list[list[tuple[int, float]]]
+    """As in :class:`RunSection`."""
+    matrix_picture: str
+    worst_pairs: list[tuple[str, str, int, float]]
+    classes: list[tuple[str, float, float, float, int]]
+
+
+@dataclass(frozen=True)
 class RunSection:
     """One run's section, as the template displays it."""
 
@@ -97,6 +113,7 @@ class RunSection:
     classes: list[tuple[str, float, float, float, int]]
     thumbnails: list[tuple[ClassifiedImage, str]]
     network: NetworkPictures
+    evaluations: list[EvaluationSection]
     dataset_name: str
     layers_limit: int = MAX_RUNS_WITH_LAYERS
 
@@ -168,8 +185,25 @@ def build_section(
         worst_pairs=worst_pairs(counts, record.class_names) if counts is not None else [],
         classes=list(zip(record.class_names, *columns, strict=True)) if columns else [],
         thumbnails=_thumbnails(record.mistakes, n_runs),
+        evaluations=[_evaluation_section(each, record.class_names, n_runs) for each in record.evaluations],
         network=build_network_pictures(record, n_runs) if detailed else NetworkPictures(),
         dataset_name=str(record.settings.get("dataset", "DATASET")).partition(" ")[0],
+    )
+
+
+def _evaluation_section(evaluation: dict[str, Any], class_names: tuple[str, ...], n_runs: int) -> EvaluationSection:
+    """Build the section of an evaluation; without a matrix if there are many runs, or if the classes do not match."""
+    counts = evaluation["counts"]
+    if n_runs > MAX_RUNS_WITH_LAYERS or len(counts) != len(class_names):
+        return EvaluationSection(evaluation, (), [], "", [], [])
+    has_numbers = len(counts) <= MAX_MATRIX_CLASSES
+    return EvaluationSection(
+        evaluation,
+        class_names,
+        _matrix(counts) if has_numbers else [],
+        "" if has_numbers else pictures.confusion_picture(counts),
+        worst_pairs(counts, class_names),
+        list(zip(class_names, *(values.tolist() for values in metrics.per_class(counts)), strict=True)),
     )
 
 
