@@ -163,7 +163,7 @@ def test_the_report_lists_a_runs_evaluations(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_confusion_matrix_is_named(content: str, reason: str, run: Run, tmp_path: Path) -> None:
-    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name, ignore=lambda *_: {"evaluations"})))
     evaluate(copy, dataset(tmp_path)).path.with_suffix(".csv").write_text(content)
     record = read_record(copy, "toy")
     assert any(reason in found and found.startswith("evaluations/toy-test-") for found in record.reasons)
@@ -172,7 +172,7 @@ def test_a_damaged_confusion_matrix_is_named(content: str, reason: str, run: Run
 
 
 def test_the_matrix_of_other_classes_is_not_shown(run: Run, tmp_path: Path) -> None:
-    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name, ignore=lambda *_: {"evaluations"})))
     evaluate(copy, dataset(tmp_path)).path.with_suffix(".csv").write_text("true class,row\nrow,40\n")
     report([copy], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
