@@ -59,16 +59,18 @@ def _iterate_rows(layers: Any, above: str) -> Iterator[LayerRow]:
 def _block_settings(block: Any) -> str:
     first, *others = fields(block)
     value = getattr(block, first.name)
-    default = type(block)(value)
+    usual = {field.name: getattr(type(block)(value), field.name) for field in others} | {
+        # These defaults depend on other settings.
+        "pad": getattr(block, "kernel", 0) // 2,
+        "bias": not getattr(block, "batch_norm", None),
+    }
     is_count = first.name in {"filters", "units"}
     texts = [] if block.kind == "residual" else [f"{value} {first.name}" if is_count else str(value)]
     for field in others:
         if field.name == "fully_frozen":
             continue  # shown as "frozen", unlike "frozen weights"
         value = getattr(block, field.name)
-        # Without batch normalisation, a bias is the default; with it, none is.
-        usual = not getattr(block, "batch_norm", None) if field.name == "bias" else getattr(default, field.name)
-        if field.name in _ALWAYS_SHOWN or value != usual:
+        if field.name in _ALWAYS_SHOWN or value != usual[field.name]:
             is_part = field.name == "frozen" and not block.fully_frozen
             texts.append(_setting_words("frozen weights" if is_part else field.name.replace("_", " "), value))
     return ", ".join(texts)

@@ -91,6 +91,7 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
         common_settings=common,
         pictured=n_runs <= MAX_PICTURED_RUNS,
         pictured_limit=MAX_PICTURED_RUNS,
+        charted=n_runs <= sections.MAX_CHARTED_RUNS,
         folded=n_runs > _MAX_OPEN_RUNS,
         unfolded=n_runs <= _MAX_UNFOLDED_RUNS,
         listed=n_runs <= _MAX_LISTED_RUNS,

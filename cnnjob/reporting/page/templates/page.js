@@ -67,9 +67,11 @@ if (filter) {
     if (!texts.has(element)) texts.set(element, element.textContent.toLowerCase());
     return texts.get(element);
   };
-  const matches = (element, words) => words.every((word) => text(element).includes(word));
+  // A number matches from its first digit, so that "seed 1" does not find every name that contains a 1.
+  const matches = (element, words) => words.every((word) => word.test(text(element)));
   const apply = () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean).map((word) =>
+      new RegExp((/^[\d.]+$/.test(word) ? "(?<![a-z0-9.])" : "") + word.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&")));
     const found = new Set();
     for (const section of runSections) {
       const shown = matches(section.querySelector("summary"), words);
