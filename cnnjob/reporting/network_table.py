@@ -59,7 +59,8 @@ def _iterate_rows(layers: Any, above: str) -> Iterator[LayerRow]:
 def _block_settings(block: Any) -> str:
     first, *others = fields(block)
     value = getattr(block, first.name)
-    usual = {field.name: getattr(type(block)(value), field.name) for field in others} | {
+    default = type(block)(value)
+    usual = {field.name: getattr(default, field.name) for field in others} | {
         # These defaults depend on other settings.
         "pad": getattr(block, "kernel", 0) // 2,
         "bias": not getattr(block, "batch_norm", None),

@@ -168,7 +168,7 @@ def test_a_network_is_a_table_of_layers() -> None:
     assert rows[0].settings == "16 filters, kernel 5, pool 2, batch norm, relu"
     assert rows[2].settings == "32 filters, kernel 3, no activation"
     assert rows[4].settings == "0.25"
-    assert rows[5].settings == "64 units, gelu, frozen"
+    assert rows[5].settings == "64 units, gelu, frozen weights"
 
 
 def test_a_run_has_its_layers_and_the_settings_that_matter(tmp_path: Path) -> None:
