@@ -153,7 +153,7 @@ def test_a_network_is_a_table_of_layers() -> None:
         {"dropout": 0.25},
         {"dense": 64, "activation": "gelu", "frozen": True},
     ]
-    job = Job.checked(JOB | {"model": {"blocks": blocks}}, "a test")
+    job = Job.checked({**JOB, "model": {"blocks": blocks}}, "a test")
     rows = layer_rows(job.model, (28, 28, 3), 10)
     assert [(row.name, row.output_shape, row.n_parameters) for row in rows] == [
         ("conv1", "14×14×16", 5 * 5 * 3 * 16 + 2 * 16),
