@@ -154,7 +154,11 @@ class OneOf(Settings):
         ):
             *some, last = map(repr, cls.model_fields)
             kinds = f"{', '.join(some)} or {last}"
-            raise ValueError(f"input should be {kinds}, or a table with one of these keys, found {format_value(value)}")
+            suggestion = suggest_name(value, cls.model_fields) if isinstance(value, str) else ""
+            raise ValueError(
+                f"input should be {kinds}, or a table with one of these keys, found {format_value(value)}"
+                f"{suggestion and f'.{suggestion}'}"
+            )
         return value
 
     @property
@@ -270,7 +274,9 @@ def _explain(problem: Any, root: type[BaseModel], content: Any) -> str:
         message = "input should be a number below 1e308"
     elif error_type in _EXPECTED:
         message = f"input should be {_EXPECTED[error_type]}"
-    return f"{message}, found {format_value(value)}"
+    alternatives = re.findall("'([^']*)'", message) if isinstance(value, str) else []
+    suggestion = suggest_name(value, alternatives) if alternatives else ""
+    return f"{message}, found {format_value(value)}{suggestion and f'.{suggestion}'}"
 
 
 def _unknown_key(loc: tuple[int | str, ...], root: type[BaseModel], content: Any) -> str:

@@ -282,7 +282,8 @@ class Residual:
     """
 
     blocks: tuple[Conv | Dropout, ...]
-    """Blocks of the body, each ``conv`` or ``dropout``; the last ``conv`` should normally have no activation."""
+    """Blocks of the body, each ``conv`` or ``dropout``; the last ``conv`` should normally have no activation. The
+    shortcut is the identity or, if the body changes the shape, a 1×1 convolution that is added automatically."""
     activation: Activation = "relu"
     """Activation function applied to the sum of body and shortcut."""
 

@@ -238,6 +238,11 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
     class_names, remarks = tuple(run.data()["class_names"]), []
     if {*dataset.class_names} == {*class_names}:  # the same classes, perhaps in another order
         labels = np.array([class_names.index(name) for name in dataset.class_names])[labels]
+        if dataset.class_names != class_names:
+            remarks.append(
+                f"{dataset.path}: the classes are in another order than the network's (found "
+                f"{dataset.class_names[0]!r} first instead of {class_names[0]!r}), so they are matched by name"
+            )
     else:
         differing = [(a, b) for a, b in zip(dataset.class_names, class_names, strict=True) if a != b]
         remarks.append(

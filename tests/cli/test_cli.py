@@ -102,8 +102,9 @@ def test_prepare_folder(here: Path) -> None:
         made = cnnjob("prepare", *arguments, "--size", "8x8")
         assert made.exit_code == 0, made.output
     assert "data/pets.h5" in made.stdout
-    for arguments in (["pets", "pets"], ["folder", "pets", "--source", "pets"], [""]):
+    for arguments in (["pets", "pets"], ["folder", "pets", "--source", "pets"]):
         assert cnnjob("prepare", *arguments).exit_code == 2, arguments
+    assert cnnjob("prepare", "").exit_code == 3
     assert made.stderr == "cnnjob: read as class folders in train/ (train), test/ (test), 2 classes\n"
     (here / "pets" / "extra").write_text("")
     assert "cnnjob: warning: pets: left out: extra (" in cnnjob("prepare", "pets", "--size", "8x8").stderr
@@ -271,7 +272,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (["train", "toy.toml", "--set", "train.epoch=3"], 2, "train.epoch: no such key. Did you mean 'epochs'?"),
         (["train", "toy.toml", "--set", "dataset=mnist"], 3, "Prepare it:\n    cnnjob prepare mnist"),
         (["train", "toy.toml", "--data", "gone"], 3, "gone/toy.h5: no such dataset"),
-        (["prepare", "mnits"], 2, "Did you mean mnist?"),
+        (["prepare", "mnits"], 3, "Did you mean mnist?"),
         (["prepare", "mnist", "there"], 2, "Specify the source with --source"),
         (["prepare", "folder"], 2, "Specify the folder that contains the images"),
         (["prepare", "folder", "data", "--size", "8"], 2, "--size 8: not of the form HxW"),

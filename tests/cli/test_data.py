@@ -1,5 +1,6 @@
 """``cnnjob prepare`` and ``cnnjob show`` as typed: what they refuse, and what they say of what is not there yet."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import indent
 
 import h5py
 import pytest
@@ -18,6 +20,7 @@ from typer.testing import CliRunner, Result
 from cnnjob.cli.data.prepare import ending_as_interrupted
 from cnnjob.cli.main import app
 from cnnjob.jobs.job import Job
+from cnnjob.jobs.reference import EXAMPLE, list_keys
 from cnnjob.training.default_job import DefaultJobs
 from tests.helpers.image_sources import write_images
 
@@ -270,3 +273,55 @@ def test_the_next_command_trains_the_users_images(here: Path) -> None:
     for name in ("v1.0", "v1.1"):
         assert cnnjob("new", name).stdout.startswith(f"jobs/{name}.toml: written")
         assert cnnjob("show", name).exit_code == 0
+
+
+def test_an_example_and_every_key_are_explained() -> None:
+    shown = cnnjob("show", "--keys").stdout
+    assert indent(EXAMPLE, "    ") in shown
+    lines = shown.splitlines()
+    assert [line.partition(" (")[0] for line in lines[-len(list_keys()) :]] == [key.dotted for key in list_keys()]
+    assert "`" not in shown
+    assert json.loads(cnnjob("show", "--keys", "--json").stdout)[0]["name"] == "name"
+
+
+def test_the_example_of_a_job_file_is_a_job(tmp_path: Path) -> None:
+    (tmp_path / "example.toml").write_text(EXAMPLE)
+    job = Job.load(str(tmp_path / "example.toml"))
+    blocks = job.model_dump(mode="json")["model"]["blocks"]
+    assert {next(iter(block)) for block in blocks} == {"conv", "residual", "global_pool", "dense", "dropout"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "keys"),
+    [
+        ("train.epochs", ["train.epochs"]),
+        ("patience", ["train.early_stopping.patience"]),
+        ("train.lookahead", ["train.lookahead", *(f"train.lookahead.{key}" for key in ("every", "decay", "power"))]),
+        ("global_pool", ["{ global_pool = … }.global_pool"]),
+    ],
+)
+def test_one_key_or_table_is_explained(subject: str, keys: list[str]) -> None:
+    shown = cnnjob("show", "--keys", subject).stdout.splitlines()
+    assert [line.partition(" (")[0] for line in shown] == keys
+
+
+def test_blocks_are_explained_and_misspelt_keys_are_suggested() -> None:
+    blocks = cnnjob("show", "--keys", "blocks").stdout
+    assert all(f"{{ {kind} = … }}.{kind} " in blocks for kind in ("conv", "residual", "dense"))
+    found = cnnjob("show", "--keys", "optimizer")
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "no such key or table. Did you mean optimiser?" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("train.optimiser=adam", "adamw"), ("train.schedule=cosin", "cosine"), ("data.augment.flip=randm", "random"),
+        ("train.precision=flot16", "float16"), ("resources.backend=numy", "numpy"),
+    ],
+)  # fmt: skip
+def test_misspelt_values_are_suggested(override: str, suggestion: str) -> None:
+    found = cnnjob("show", "digits", "--set", override)
+    assert (found.exit_code, found.stderr.rstrip().endswith(f". Did you mean '{suggestion}'?")) == (2, True), (
+        found.stderr
+    )

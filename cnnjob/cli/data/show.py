@@ -1,20 +1,25 @@
 """The command ``cnnjob show``, and the descriptions of datasets and jobs that other commands print too."""
 
+import sys
 from math import prod
 from pathlib import Path
+from textwrap import fill, indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import gigabytes, print_json, print_notes, print_table
-from cnnjob.errors import DataError, JobError, plural
+from cnnjob.cli.screen import console, gigabytes, print_json, print_notes, print_table
+from cnnjob.errors import DataError, JobError, closest_name, plural
 
 if TYPE_CHECKING:
     from cnnjob.data.dataset import Dataset
     from cnnjob.jobs.job import Job
     from cnnjob.training.setup import TrainingSetup
+
+MAX_ADVICE_WIDTH = 80
+"""Width of the paragraph below the example of a job file, in characters."""
 
 
 def show(
@@ -23,17 +28,18 @@ def show(
         typer.Argument(
             metavar="WHAT",
             autocompletion=completion.shown,
-            help="A dataset file, a job name, a job file, or the folder or name of a run.",
+            help="A dataset file, a job name, a job file, or the folder or name of a run; with --keys, a key or table.",
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, one per line.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, or WHAT, after an example.")] = False,
     data: opt.DATA = opt.DATA_FOLDER,
     as_json: Annotated[bool, opt.json_option("Print the same as JSON; of a job, also its memory in bytes.")] = False,
 ) -> None:
     """List datasets and jobs, or show one of them.
 
-    The checksums of a dataset file are verified.
+    The checksums of a dataset file are verified. With --keys, an example of a job file is printed, and every key on one
+    line; 'show --keys conv' explains only the keys with that name or in that table.
 
     Example: cnnjob show mnist-baseline --set train.batch_size=256
     """
@@ -73,22 +79,33 @@ def _run_to_show(what: str, data: Path) -> Path:
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:
-    """Print every job file key, or the keys of one table, such as ``train`` or ``train.optimiser``."""
+    """Print every job file key after an example, or the keys with a name or in a table, such as ``train.optimiser``."""
     from dataclasses import asdict
+    from itertools import groupby
 
-    from cnnjob.jobs.reference import list_keys
+    from cnnjob.jobs import reference
 
-    found = [one for one in list_keys() if what is None or f"{one.table}.".startswith(f"{what}.")]
-    if not found:
-        raise JobError(f"show --keys {what}: no such table. Specify a table, such as train.optimiser")
+    keys = reference.list_keys()
+    chosen = [key for key in keys if what is None or key.is_about(what)]
+    if what and not chosen:
+        close = closest_name(what, [word for key in keys for word in (key.table, key.dotted, key.name) if word])
+        suggestion = f"Did you mean {close}?" if close else "Specify a key or a table, such as train.optimiser"
+        raise JobError(f"show --keys {what}: no such key or table. {suggestion}")
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(key) for key in chosen])
         return
-    for one in found:
-        default = one.default if one.default in {"required", "–"} else f"default {one.default}"
-        line = f"{f'{one.table}.{one.name}'.strip('.')} ({one.takes}; {default}): {one.meaning}"
-        # The descriptions are written in Markdown, for docs/job-file.md.
-        typer.echo(line.replace("`", "").replace("; –)", ")"))
+    if what is None:
+        example = indent(reference.EXAMPLE, "    ")
+        typer.echo(f"A job file, jobs/NAME.toml:\n\n{example}\n{fill(reference.ADVICE, MAX_ADVICE_WIDTH)}\n")
+    for _, rows in groupby(chosen, key=lambda key: key.table):
+        for key in rows:
+            default = key.default if key.default in {"required", "–"} else f"default {key.default}"
+            # The descriptions are written in Markdown, for docs/job-file.md.
+            line = f"{key.dotted} ({key.takes}; {default}): {key.meaning}".replace("`", "").replace("; –)", ")")
+            # One line per key for grep; on a terminal, long lines are wrapped.
+            typer.echo(fill(line, console().width, subsequent_indent="    ") if sys.stdout.isatty() else line)
+        if sys.stdout.isatty():
+            typer.echo()
 
 
 def _list(data: Path, *, as_json: bool) -> None:
