@@ -62,6 +62,7 @@ HERE = {
     "cnnjob submit": f"digits --local --dry-run --no-rehearsal {EPOCH}",
     "cnnjob train": f"digits {EPOCH}",
     "cnnjob train DATASET": EPOCH,
+    "cnnjob train digits --set model.init_from=latest --set train.learning_rate=0.005": EPOCH,
     "cnnjob train JOB": EPOCH,
     "cnnjob train cifar10": EPOCH,
     "cnnjob show cifar10": "",

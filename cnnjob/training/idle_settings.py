@@ -5,6 +5,8 @@ The following are accepted even if they have no effect:
 
 - the default of every key;
 - the neutral values that a sweep starts from: 0 for dropout, smoothing or decay, and 1 for a pool or factor;
+- the initialisers of blocks that take initial weights (``model.init_from``), and the learning rate factor and momentum
+  of those that are frozen, so that the blocks of another job can be used unchanged;
 - a GPU precision on a machine without a GPU, where the run logs and records the precision that it uses instead;
 - the schedule and optimiser settings of a run with a single step, since such a run is a trial of a job intended for
   more steps; they are refused only if that step has learning rate 0.

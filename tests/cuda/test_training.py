@@ -19,6 +19,7 @@ from cnnjob.errors import JobError, TrainingError
 from cnnjob.nn.cuda.blas import WORKSPACE_BYTES
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
 from cnnjob.runs import npz
+from cnnjob.runs.initial import find_initial
 from cnnjob.runs.run import Run
 from cnnjob.training.memory import estimate_memory
 from cnnjob.training.setup import TrainingSetup
@@ -210,6 +211,30 @@ def test_every_kind_of_network_is_numpys_and_goes_on_with_the_same_bits(
     for record, other in zip(run.history(), numpys.history(), strict=True):
         for name in ("train_loss", "validation_loss"):
             assert record[name] == pytest.approx(other[name], rel=1e-3)
+
+
+@pytest.mark.cuda_emulated
+def test_a_fine_tuned_run_takes_the_same_weights_and_keeps_frozen_ones(libraries: Path, tmp_path: Path) -> None:
+    body: list[dict[str, Any]] = [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]
+    blocks: list[dict[str, Any]] = [{"conv": 4, "pool": 2} | NORM, {"residual": body}, {"dense": 8}]
+    frozen = [blocks[0] | {"frozen": True}, {"residual": [body[0], body[1] | {"frozen": True}]}, blocks[2]]
+    parent = made(tmp_path / "parent", model__blocks=blocks)
+    train(parent, setup=on_numpy(parent))
+    changes = {"model__blocks": frozen, "model__init_from": str(parent.path), "train__checkpoint_seconds": 0.0}
+    child = find_initial(job(resources__backend="cuda", **FEW_STEPS, **changes), tmp_path)
+    gpu, stopped, cpu = (run_of(child, dataset(tmp_path), tmp_path / name) for name in ("gpu", "stopped", "cpu"))
+    assert trained(gpu, libraries).endswith("finished\n")
+    stop = "self.n = getattr(self, 'n', 0) + 1; import os; self.n == 7 and os.kill(os.getpid(), 15)"
+    assert trained(stopped, libraries, stop).endswith("stopped\n")
+    assert trained(stopped, libraries).endswith("finished\n")
+    assert outcome_of(stopped) == outcome_of(gpu)
+    train(cpu, setup=on_numpy(cpu))
+    before, ours, numpys = parent.weights(), gpu.weights(), cpu.weights()
+    for name, array in numpys.items():
+        if name.startswith(("conv1/", "residual1/conv2/")):
+            np.testing.assert_array_equal(ours[name], before[name], err_msg=name)
+        np.testing.assert_allclose(ours[name], array, atol=1e-4 * np.abs(array).max(), err_msg=name)
+    assert "taken: conv1 (frozen), residual1 (frozen in part), dense1, classifier" in gpu.log_file.read_text()
 
 
 def test_a_loss_that_is_no_number_ends_it_before_anything_is_saved(libraries: Path, tmp_path: Path) -> None:

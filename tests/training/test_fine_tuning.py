@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cnnjob as api
 from cnnjob.checks.comparison import digests
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
@@ -359,3 +360,26 @@ def test_the_checkpoint_of_a_fine_tuned_run_is_like_any_other(parent: Run, root:
     assert checkpoint
     assert not damaged
     assert json.loads(run.job_file.read_text())["initial"]["run"] == parent.name
+
+
+def test_a_few_images_of_known_digits_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of ten digits, fine-tuned on 40 images of five of them, against one trained on these images alone."""
+    monkeypatch.chdir(tmp_path)
+    digits = api.prepare("digits")
+    images, labels = digits.load("train")
+    few = np.flatnonzero(labels < 5)[:40]
+    tests, truth = (array[digits.load("test")[1] < 5] for array in digits.load("test"))
+    api.prepare(
+        "few",
+        images={"train": images[few], "test": tests},
+        labels={"train": labels[few], "test": truth},
+        class_names=list("01234"),
+    )
+    quick = ["train.epochs=4", "train.batch_size=8", "train.learning_rate=0.005", "train.select_on=last"]
+    parent = api.train(Job.load("digits", ["train.epochs=3"]))
+    frozen = ["model.blocks.0.frozen=true", "model.blocks.1.frozen=true"]
+    accuracies = [
+        api.train(Job.load("digits", ["dataset=few", "name=few", *quick, *more])).result()["test_accuracy"]
+        for more in ([], [f"model.init_from={parent.name}"], [f"model.init_from={parent.name}", *frozen])
+    ]
+    assert min(accuracies[1:]) > accuracies[0] + 0.05, accuracies
