@@ -92,7 +92,8 @@ def test_a_run_that_diverges_does_not_change_the_range_of_the_others() -> None:
     assert [mark.kind for mark in both.marks] == ["above", "stop"]
     assert both.marks[0].x == pytest.approx(LEFT, abs=0.01)
     assert both.marks[0].y == TOP
-    assert both.note == f"Leaving the chart: {diverged.label}."
+    cross = "A cross is the last value before the loss was no longer finite."
+    assert both.note == f"Leaving the chart: {diverged.label}. {cross}"
     accuracy = build_group_chart([sane, diverged], "accuracy", "epoch")
     assert accuracy is not None
     assert accuracy.up.low > 50

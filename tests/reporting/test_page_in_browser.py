@@ -116,7 +116,7 @@ def test_the_filter_is_reached_by_keyboard_and_finds_runs(page: Path, tab: Tab) 
 
 def test_sections_are_inserted_when_they_are_opened_by_keyboard_or_link(page: Path, tab: Tab) -> None:
     tab.open(page)
-    figures = "document.querySelectorAll('details.run svg[role=img]').length"
+    figures = "document.querySelectorAll('details.run figure.chart').length"
     assert tab.evaluate(figures) == 0
     tab.evaluate("document.querySelector('details.run > summary').focus()")
     tab.press("Enter")

@@ -77,6 +77,8 @@ class CurvePath:
     colour: int | None
     style: str
     title: str = ""
+    band: int | None = None
+    """Index of a line's band among the bands of the chart; None for no band."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,14 @@ def build_chart(
     across = Axis.across(np.concatenate([finite_points(line)[0] for line in lines]))
     up = Axis.upward(limits)
     limit = max(12, min(MAX_POINTS_PER_LINE, MAX_POINTS_PER_CHART // len(lines)))
-    beyond = lines_beyond(lines, limits)
+    beyond, stops = lines_beyond(lines, limits), list(_stops(lines))
+    bands, paths = [], []
+    for line in lines:
+        if band := _band(line, across, up, limit):
+            bands.append(band)
+        style = f"{line.style} diverged" if line.has_diverged else line.style
+        d = _points(line.x, line.y, across, up, limit)
+        paths.append(CurvePath(d, line.colour, style, line.title, len(bands) - 1 if band else None))
     return Chart(
         title=title,
         x_label=x_label,
@@ -154,14 +163,12 @@ def build_chart(
         y_ticks=up.ticks(),
         across=across,
         up=up,
-        bands=[path for line in lines if (path := _band(line, across, up, limit))],
-        lines=[CurvePath(_points(line.x, line.y, across, up, limit),
-                         line.colour, f"{line.style} diverged" if line.has_diverged else line.style, line.title)
-               for line in lines],
+        bands=bands,
+        lines=paths,
         marks=[Mark(mark.kind, float(across.at(mark.x)), float(up.at(mark.y)), mark.title)
-               for mark in (*marks, *_marks_beyond(beyond, limits), *_stops(lines))
+               for mark in (*marks, *_marks_beyond(beyond, limits), *stops)
                if math.isfinite(mark.x) and (mark.kind == "restart" or math.isfinite(mark.y))],
-        note=_note(beyond),
+        note=_note(beyond, has_stops=bool(stops)),
         scales=_scales(lines, measure) if measure in _SCALED else {},
     )  # fmt: skip
 
@@ -189,12 +196,12 @@ def _stops(lines: Sequence[Line]) -> Iterator[Mark]:
             yield Mark("stop", float(x[-1]), float(y[-1]), f"{line.title}: no longer finite")
 
 
-def _note(beyond: Sequence[Line]) -> str:
-    if not beyond:
-        return ""
-    names = list(dict.fromkeys(line.title for line in beyond))
+def _note(beyond: Sequence[Line], *, has_stops: bool) -> str:
+    """Return a note on the lines beyond the axis, by the names in the legend if they are there, and on crosses."""
+    names = list(dict.fromkeys(line.label for line in beyond if line.label)) or [line.title for line in beyond]
     others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"Leaving the chart: {', '.join(names[:_NAMED])}{others}."
+    notes = [f"Leaving the chart: {', '.join(names[:_NAMED])}{others}."] if names else []
+    return " ".join([*notes, "A cross is the last value before the loss was no longer finite."] if has_stops else notes)
 
 
 def _scales(lines: Sequence[Line], measure: Measure) -> dict[str, Any]:
@@ -203,7 +210,7 @@ def _scales(lines: Sequence[Line], measure: Measure) -> dict[str, Any]:
     if len(axes) < len(both):
         return {}
     return {
-        name: [*(float(f"{end:.6g}") for end in axis.ends), [[tick.at, tick.label] for tick in axis.ticks()]]
+        name: [*(float(f"{end:.9g}") for end in axis.ends), [[tick.at, tick.label] for tick in axis.ticks()]]
         for name, axis in axes.items()
     }
 
