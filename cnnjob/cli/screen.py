@@ -29,6 +29,8 @@ STATE_COLOURS = {
     "finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "lost": "red", "damaged": "red",
 }  # fmt: skip
 """Colours of the states of runs in tables; other states keep the terminal's colour."""
+MIN_BAR_WIDTH = 5
+"""Width of the progress bar on a narrow terminal, in characters; the text leaves at least as much room."""
 MAX_TABLE_WIDTH = 2000
 """Maximum width of a table that is printed with all columns, whatever the width of the terminal, in characters."""
 LAST_WIDTH = 16
@@ -319,7 +321,8 @@ class Screen:
     def step(self, epoch: int, step: int) -> None:
         """Advance the bar."""
         if self._bar and self._text:
-            self._bar.update(self._task, completed=step, description=self._text.step(epoch, step))
+            text = self._text.step(epoch, step, self._bar.console.width - MIN_BAR_WIDTH - 1)
+            self._bar.update(self._task, completed=step, description=text)
 
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Store the accuracy after an epoch for the progress bar."""

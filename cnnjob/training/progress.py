@@ -106,17 +106,27 @@ class ProgressText:
         """Add the loss of a step to the mean over the epoch."""
         self._loss_sum, self._n_losses = self._loss_sum + loss, self._n_losses + 1
 
-    def step(self, epoch: int, step: int) -> str:
-        """Record that a step has ended, and return the text."""
+    def step(self, epoch: int, step: int, width: int = sys.maxsize) -> str:
+        """Record that a step has ended, and return the text with as many parts as fit into ``width`` characters."""
         self._estimate.step(epoch, step)
-        parts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
-        if self._n_losses:
-            parts.append(f"loss {self._loss_sum / self._n_losses:.3f}")
-        if self._accuracy:
-            parts.append(self._accuracy)
+        counts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
+        loss = [f"loss {self._loss_sum / self._n_losses:.3f}"] if self._n_losses else []
+        accuracy = [self._accuracy] if self._accuracy else []
+        both, total = list[str](), list[str]()
         if left := self._estimate.seconds_left():
-            parts += [f"{format_seconds(left[0])} left of this epoch", f"{format_seconds(left[1])} in all"]
-        return " · ".join(parts)
+            both = [f"{format_seconds(left[0])} left of this epoch", f"{format_seconds(left[1])} in all"]
+            total = [f"{format_seconds(left[1])} left in all"]
+        *longer, shortest = (
+            " · ".join(parts)
+            for parts in (
+                [*counts, *loss, *accuracy, *both],
+                [counts[0], *loss, *accuracy, *both],
+                [counts[0], *loss, *accuracy, *total],
+                [counts[0], *accuracy, *total],
+                [counts[0], *total],
+            )
+        )
+        return next((text for text in longer if len(text) <= width), shortest)
 
     def end_epoch(self, record: dict[str, Any]) -> str:
         """Store the accuracy after an epoch, reset the mean loss for the next epoch, and return a text on the epoch."""

@@ -137,8 +137,8 @@ def test_a_refused_job_leaves_no_pickle(counting_slurm: FakeSlurm) -> None:
 def test_a_submission_that_fails_leaves_no_new_run(counting_slurm: FakeSlurm, refusal: dict[str, str | None]) -> None:
     older = pending_run(Path("runs"), name="toy")
     counting_slurm.install(**refusal)
-    for sweep in ([], ["--seeds", "3"]):
-        refused = cnnjob("submit", "toy.toml", *sweep)
+    for options in ([], ["--seeds", "3"], ["--partition", "gone"]):
+        refused = cnnjob("submit", "toy.toml", *options)
         assert refused.exit_code == 4, refused.output
         assert [run.path for run in Run.all(Path("runs"))] == [older.path]
     with pytest.raises(SchedulerError):

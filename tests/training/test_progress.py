@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cnnjob.training.progress import NoProgress, TimeEstimate
+from cnnjob.training.progress import NoProgress, ProgressText, TimeEstimate
 from cnnjob.training.train import train
 from tests.helpers.cli import JOB
 from tests.helpers.toy_jobs import dataset, job, run_of
@@ -92,3 +92,20 @@ def test_a_notebook_shows_a_bar_and_its_objects(tmp_path: Path, monkeypatch: pyt
     assert "epoch 3/3" in bar["text/html"]
     assert shown["text/plain"].startswith("Run runs/toy-")
     assert [output.output_type for output in cells[1].outputs] == ["execute_result"]
+
+
+def test_a_narrow_terminal_has_the_whole_time_left_and_no_line_that_is_too_long() -> None:
+    text = ProgressText(40, 100)
+    for step in range(1, 11):
+        text.loss(0.5)
+        text.step(1, step)
+    text.end_epoch({"epoch": 1, "train_loss": 0.5, "validation_accuracy": 0.91})
+    assert re.fullmatch(
+        r"epoch 2/100 · step 1/40 · val acc 91\.0 % · \d+ s left of this epoch · \d+ (s|min)( \d+ s)? in all",
+        text.step(2, 1),
+    )
+    for width in (63, 45, 30):
+        line = text.step(2, 2, width)
+        assert len(line) <= width
+        assert line.startswith("epoch 2/100")
+        assert line.endswith(" left in all")
