@@ -84,6 +84,7 @@ HERE = {
 
 PARSED = {
     r"cnnjob bench --device gpu": "a GPU; `pytest -m gpu`",
+    r"cnnjob sync .*": "the package of the tool; tests/reporting/test_sync.py reads what the tools receive",
     r"cnnjob --install-completion": "the user's own shell; tests/cli/test_shell.py tries it in real ones",
     r"python3 -m venv .*|pip install .*|apt install .*": "the network; .ci/run installs and tests so",
     r"(pip (wheel|download)|uv|conda) .*": "the network and another installer; tried by hand, except conda",

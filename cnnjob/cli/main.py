@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": ("train", "Evaluate a finished run on another prepared dataset."),
     "export": ("export", "Write a finished run's network as ONNX."),
     "report": ("report", "Write a report on runs: an HTML page, tables and figures."),
+    "sync": ("sync", "Copy runs to TensorBoard or to Weights & Biases (W&B)."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),
     "clean": ("clean", "List and remove files that no run needs any more."),
@@ -42,7 +43,7 @@ GROUPS = {
     "Data": ("prepare", "show"),
     "Training": ("new", "train", "demo"),
     "Cluster and runs": ("submit", "status", "logs", "cancel"),
-    "Results": ("predict", "evaluate", "report", "export"),
+    "Results": ("predict", "evaluate", "report", "export", "sync"),
     "This machine": ("doctor", "bench", "verify-resume", "clean"),
 }
 """The commands in the order and under the headings of the help."""

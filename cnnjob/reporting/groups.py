@@ -110,11 +110,11 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
     members: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.settings:
-            members[canonical_json(_result_settings(record))].append(record)
+            members[canonical_json(result_settings(record))].append(record)
     # The job in a manifest is not validated here, so its seed may be anything; padded text can always be compared.
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
-    settings = _with_enclosing_tables([_result_settings(group[0]) for group in ordered])
+    settings = _with_enclosing_tables([result_settings(group[0]) for group in ordered])
     keys = _shown_settings(settings)
     names = short_names(keys)
     groups = [
@@ -169,7 +169,7 @@ def _rank(group: Group) -> tuple[float, str, str]:
     return -accuracy.mean if accuracy else math.inf, str(group.settings), group.records[0].name
 
 
-def _result_settings(record: Record) -> dict[str, Any]:
+def result_settings(record: Record) -> dict[str, Any]:
     """Return the settings that determine the result, without the seed."""
     return {
         key: value for key, value in record.settings.items()

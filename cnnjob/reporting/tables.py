@@ -85,16 +85,23 @@ def run_rows(records: Iterable[Record], groups: Sequence[Group]) -> list[dict[st
     return rows
 
 
-def history_csv(curve: Curve) -> bytes:
-    """Return the content of ``history.csv``: one row per epoch of a run, with the columns ``HISTORY_COLUMNS``."""
+def history_rows(curve: Curve) -> list[dict[str, Any]]:
+    """Return the known values of each epoch, by the names in ``HISTORY_COLUMNS``; ``ended`` is a POSIX time."""
     rows = []
     for values in zip(*(curve.history[column].tolist() for column in HISTORY_COLUMNS), strict=True):
         cells = zip(HISTORY_COLUMNS, values, strict=True)
         row: dict[str, Any] = {column: value for column, value in cells if not math.isnan(value)}
         row |= {column: int(row[column]) for column in ("epoch", "step") if column in row}
+        rows.append(row)
+    return rows
+
+
+def history_csv(curve: Curve) -> bytes:
+    """Return the content of ``history.csv``: one row per epoch of a run, with the columns ``HISTORY_COLUMNS``."""
+    rows = history_rows(curve)
+    for row in rows:
         if "ended" in row:
             row["ended"] = datetime.fromtimestamp(row["ended"], UTC).isoformat()
-        rows.append(row)
     return csv(rows, HISTORY_COLUMNS)
 
 

@@ -52,6 +52,8 @@ DATA_KEYS = {"path", "name", "digest", "image_shape", "class_names", "mean", "st
 """The fields of the dataset's description in ``job.json``."""
 OLDEST_FORMAT = 2
 """Format of manifests that do not record their format."""
+SYNC_FOLDERS = {"tensorboard": ".tensorboard", "wandb": ".wandb"}
+"""Names of the folders, in the folder of runs, to which ``cnnjob sync`` copies the runs, by tool."""
 HISTORY_BYTES = 2**28
 """Maximum size of ``history.jsonl``: enough for a million epochs."""
 _ATTEMPT_FILE = re.compile(r"\d{4,18}\.json", re.ASCII)

@@ -15,7 +15,7 @@ from cnnjob import files
 from cnnjob.errors import BusyError, CnnjobError, DataError, SchedulerError
 from cnnjob.runs import clock
 from cnnjob.runs.process import HEARTBEAT_LIMIT_SECONDS
-from cnnjob.runs.run import Run
+from cnnjob.runs.run import SYNC_FOLDERS, Run
 from cnnjob.slurm.job_array import SWEEPS, JobArray
 from cnnjob.slurm.run_state import Status
 from cnnjob.slurm.status import Answer, query_statuses
@@ -71,14 +71,20 @@ def find_leftovers(runs: Path, data: Path) -> list[Leftover]:
         data: the folder of prepared datasets.
 
     Returns:
-        Temporary files of processes that have ended, code snapshots that no unfinished run uses, and sweep folders
-        whose runs have all been removed; sorted by path.
+        Temporary files of processes that have ended, code snapshots that no unfinished run uses, sweep folders whose
+        runs have all been removed, and copies for other tools of removed runs; sorted by path.
     """
     empty_sweeps = [path for path in _find_sweeps(runs) if not _runs_of(path)]
     items = [
         *(_leftover(path, "unfinished file of a process that has ended") for path in _find_abandoned(runs, data)),
         *(_leftover(path, "code that no unfinished run uses") for path in _find_unused_code(runs, Run.all(runs))),
         *(_leftover(path, "sweep whose runs have all been removed") for path in empty_sweeps),
+        *(
+            _leftover(path, f"copy for {tool} of a run that has been removed")
+            for tool, name in SYNC_FOLDERS.items()
+            for path in _folders(runs / name)
+            if not os.path.lexists(runs / path.name)
+        ),
     ]
     return sorted(items, key=lambda item: item.path)
 

@@ -1,9 +1,11 @@
-"""The report's tables and the synchronised runs, as the real tools read them."""
+"""The report's tables, as pandas reads them."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from cnnjob.reporting.report import report
 from cnnjob.runs.run import Run
@@ -13,6 +15,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "other-tools.md"
 
 
 def test_the_pandas_example_runs_as_it_is_documented(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs pandas: pip install pandas")
     for rate in (0.05, 0.1):
         for seed in (0, 1):
             folders.finished_run(tmp_path / "runs", learning_rate=rate, seed=seed)

@@ -1,0 +1,1 @@
+"""Copying of runs to TensorBoard and Weights & Biases."""
