@@ -35,7 +35,7 @@ MIN_COMMENTS = 3.0
 """Per 100 lines of code, without blank lines, docstrings, and comments for tools."""
 SAME_MEANING = {
     "a command, its function in the API, and what does its work": {
-        *("cancel", "evaluate", "export", "predict", "prepare", "report", "submit", "train", "verify_resume"),
+        *("cancel", "evaluate", "export", "predict", "prepare", "report", "submit", "sync", "train", "verify_resume"),
     },
     "an operation, planned by each backend": {
         *("accumulate", "activate", "conv", "dense", "dropout", "gather", "mean_outputs", "norm", "pool"),

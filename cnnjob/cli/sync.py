@@ -11,7 +11,6 @@ from cnnjob.cli import options as opt
 from cnnjob.cli.screen import print_json, print_table
 from cnnjob.cli.status import UNFINISHED_STATES, WATCH_SECONDS
 from cnnjob.errors import DataError, JobError, plural
-from cnnjob.runs.run import SYNC_FOLDERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +75,8 @@ def _tool(name: str, project: str | None) -> "Tool":
     Raises:
         JobError: there is no such tool, or it has no projects.
     """
+    from cnnjob.runs.run import SYNC_FOLDERS
+
     if name == "tensorboard":
         from cnnjob.reporting.sync.tensorboard_log import TensorBoard
 

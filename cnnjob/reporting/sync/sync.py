@@ -182,7 +182,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sync_run(run: Run, tool: Tool, folder: Path) -> Synced:
-    sent, stamps = _read_sent(folder / SENT_FILE), _stamps(run)
+    sent, stamps = _read_sent(folder / SENT_FILE), _file_stamps(run)
     received = _received(sent.updates, folder)
     entries = [entry.model_dump() for entry in received]
     nothing = Synced(
@@ -220,7 +220,7 @@ def _read_sent(path: Path) -> _Sent:
         return _Sent()
 
 
-def _stamps(run: Run) -> dict[str, list[int]]:
+def _file_stamps(run: Run) -> dict[str, list[int]]:
     """Return the modification time and size of the files whose content is sent or determines the run's state."""
     try:
         attempts = run.attempt_files()[-1:]
@@ -261,7 +261,7 @@ def _epochs(received: Sequence[_Entry]) -> list[str]:
 def _what_is_new(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[Update, list[str]]:
     """Return what has not been sent of a run, and the digests of the epochs in it."""
     before, rows = _epochs(received), history_rows(record.curve) if record.curve else []
-    digests = [_digest({key: value for key, value in row.items() if key not in _MEASURED_TIMES}) for row in rows]
+    digests = [_digest_of({key: value for key, value in row.items() if key not in _MEASURED_TIMES}) for row in rows]
     # After a kill, epochs since the last checkpoint are trained again. Normally they have the same bits, so the history
     # is only shorter for a while. If they differ, everything is sent again.
     has_changed = any(old != new for old, new in zip(before, digests, strict=False))
@@ -272,7 +272,7 @@ def _what_is_new(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[
         run=run,
         record=record,
         number=len(received) + 1,
-        group=f"{record.row['job']} {_digest(result_settings(record))}",
+        group=f"{record.row['job']} {_digest_of(result_settings(record))}",
         generation=generation + has_changed,
         has_settings=has_changed or not received,
         first_epoch=first + 1,
@@ -282,7 +282,7 @@ def _what_is_new(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[
     return update, digests[first:]
 
 
-def _digest(value: Any) -> str:
+def _digest_of(value: Any) -> str:
     return files.short_digest(files.sha256_of(files.canonical_json(value).encode()))
 
 

@@ -69,19 +69,19 @@ def _event_file(update: Update) -> bytes:
     first = 0 if update.has_settings else update.first_epoch
     writer.write(Event(wall_time=now, step=first, session_log=start).SerializeToString())
     if update.has_settings:
-        for summary in _settings(update, now):
+        for summary in _settings_summaries(update, now):
             write(now, 0, summary)
     for epoch, metrics in enumerate(update.epochs, start=update.first_epoch):
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items() if tag != "ended"]
         write(metrics.get("ended", now), epoch, Summary(value=values))
     if update.has_result:
         ended = update.epochs[-1].get("ended", now) if update.epochs else now
-        for summary in _result(update, ended):
+        for summary in _result_summaries(update, ended):
             write(ended, update.last_epoch, summary)
     return content.getvalue()
 
 
-def _settings(update: Update, now: float) -> Iterator["Summary"]:
+def _settings_summaries(update: Update, now: float) -> Iterator["Summary"]:
     """Yield the hyperparameters of a run, and its settings as text."""
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.plugins.text.summary_v2 import text_pb
@@ -97,7 +97,7 @@ def _settings(update: Update, now: float) -> Iterator["Summary"]:
     yield text_pb("job", printable_lines("\n".join([f"{update.record.name}, group {update.group}", "", *lines])))
 
 
-def _result(update: Update, ended: float) -> Iterator["Summary"]:
+def _result_summaries(update: Update, ended: float) -> Iterator["Summary"]:
     """Yield the result of a finished run: metrics on the test images, figures and remarks."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2

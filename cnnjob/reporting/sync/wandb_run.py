@@ -42,7 +42,7 @@ class WeightsAndBiases:
         # If this process is killed before the second entry, the update is sent again. W&B ignores the steps it has.
         yield entry
         try:
-            url = _log(folder, update, self._project)
+            url = _send_session(folder, update, self._project)
         except (wandb.errors.Error, OSError) as error:
             raise CnnjobError(
                 f"{update.run.path}: W&B does not accept the run ({error}). Log in with wandb login, or set "
@@ -51,7 +51,7 @@ class WeightsAndBiases:
         yield entry | {"received": True, "url": url}
 
 
-def _log(folder: Path, update: Update, project: str) -> str:
+def _send_session(folder: Path, update: Update, project: str) -> str:
     """Send an update as one session of a W&B run; return the run's address, which is empty in offline mode.
 
     Raises:
@@ -97,13 +97,13 @@ def _log(folder: Path, update: Update, project: str) -> str:
             session.log({"epoch": epoch, **values, **times}, step=epoch)
         session.summary.update({"state": record.row["state"], "reason": record.row["reason"]})
         if update.has_result:
-            _log_result(session, update)
+            _send_result(session, update)
     finally:
         session.finish(exit_code=int(record.row["state"] == "failed"))
     return "" if session.offline else str(session.url)
 
 
-def _log_result(session: Any, update: Update) -> None:
+def _send_result(session: Any, update: Update) -> None:
     """Send the result of a finished run: its summary and its figures."""
     import wandb
     from PIL import Image  # noqa: PLC0415 - only if there are figures
