@@ -157,7 +157,9 @@ def _runs_from(job: Job, given: str, root: Path) -> list[Run]:
         with suppress(CnnjobError, OSError):
             if run.name.startswith(f"{job.name}-") and run.initial_file.exists():
                 frozen = run.manifest()
-                origin = frozen["initial"]
+                origin = frozen.get("initial")
+                if not origin or frozen["job"].get("dataset") != job.dataset:
+                    continue
                 model = job.model.model_copy(update={"init_sha256": origin["sha256"]})
                 digest = job.model_copy(update={"model": model}).digest(frozen["data"]["digest"])
                 source = Path(origin["source"])

@@ -22,8 +22,8 @@ _REPEATED_OPTIONS = (
 """Request options that the command repeats unless they have their default values."""
 _DEFAULT_GPUS = (0, 1)
 """Numbers of GPUs that the backend implies, so the command need not repeat them."""
-_OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds", "model.init_sha256")
-"""Settings that the command need not repeat: the digest does not cover them, or they follow from others."""
+_OUTSIDE_DIGEST = ("name", "train.checkpoint_seconds")
+"""Settings that a run's digest does not cover, so the command need not repeat them."""
 _MEMORY = re.compile(r"([0-9]{1,18})([A-Za-z]*)")
 
 
@@ -96,8 +96,11 @@ def _data_option(run: Run, job: Job) -> list[str]:
 def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
     """Return a job's name for the command line, and the settings in which the run differs from the job with that name.
 
-    If no job with that name can be loaded here, the run's folder is returned instead of the name.
+    If no job with that name can be loaded here, the run's folder is returned instead of the name; likewise for a run
+    with initial weights, of which its folder has a copy.
     """
+    if job.model.init_from:
+        return str(run.path), {}
     for name in (job.name, f"{job.name}.toml"):
         try:
             return name, _differences(job, Job.load(name))

@@ -83,9 +83,10 @@ def test_a_run_is_resumed_from_its_folder_without_its_source(parents: list[str])
     assert cnnjob("submit", "toy.toml", "--local", "--set", f"{FROM}{parents[1]}", *QUICK).exit_code == 0
     [child] = [path for path in Path("runs").glob("toy-*") if (path / "initial.npz").exists()]
     (child / "result.json").unlink()
+    assert cnnjob("status", str(child)).stdout.endswith(f"next:      cnnjob train {child}\n")
     shutil.rmtree(Path("runs") / parents[1])
-    for job in ([str(child)], ["toy.toml", "--set", f"{FROM}{parents[1]}", *QUICK]):
-        assert "was finished" in cnnjob("train", *job).stdout or job == [str(child)]
+    assert ": finished" in cnnjob("train", str(child)).stdout
+    assert ": was finished" in cnnjob("train", "toy.toml", "--set", f"{FROM}{parents[1]}", *QUICK).stdout
     gone = cnnjob("train", "toy.toml", "--set", f"{FROM}{parents[1]}", "--set", "seed=9")
     assert gone.exit_code == 3
     assert f"model.init_from: {parents[1]}: no such run" in gone.stderr

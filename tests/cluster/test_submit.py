@@ -295,3 +295,24 @@ def test_variables_that_hide_jobs_do_not_hide_them_here(place: Place) -> None:
     assert " pending " in place.cluster.run(*command, "status", cwd=place.folder).stdout
     assert "cancelled job" in place.cluster.run(*command, "cancel", "runs", cwd=place.folder).stdout
     place.until_ended(job, "CANCELLED")
+
+
+@pytest.mark.slurm
+def test_a_fine_tuned_run_needs_no_more_than_its_folder_when_its_job_starts(place: Place) -> None:
+    place.cnnjob("train", "toy.toml", "--set", "train.epochs=1")
+    parent = place.run
+    shown = place.cnnjob(
+        "submit", "toy.toml", *REQUEST, "--sbatch", "hold", "--set", "model.init_from=latest", "--set",
+        "model.blocks.0.frozen=true", "--set", "train.epochs=3",
+    ).stdout  # fmt: skip
+    found = re.search(r": submitted as job (\d+)", shown)
+    assert found, shown
+    assert f"initial weights: {parent.name} (SHA-256 " in shown
+    assert "  taken: conv1 (frozen), dense1, classifier\n" in shown
+    weights = parent.weights()
+    shutil.rmtree(parent.path)
+    place.cluster.run("scontrol", "release", found[1])
+    place.cluster.wait(found[1], "COMPLETED", seconds=90)
+    assert place.run.result()["epochs"] == 3
+    assert (place.run.weights()["conv1/bias"] == weights["conv1/bias"]).all()
+    assert place.run.environment()["initial"]["run"] == parent.name
