@@ -41,6 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folders.finished_run(root, seed=seed, learning_rate=0.1, channels=3)
     long = folders.stopped_run(root, name=LONG, learning_rate=0.2, why="failed: " + "no-blank" * 50)
     long.log_file.write_text("y" * 1000)
+    folders.stopped_run(root, seed=2)
     for seed in range(5):
         folders.pending_run(root, seed=seed, learning_rate=0.3)
     better = next(run for run in Run.all(root) if run.manifest()["job"]["train"]["learning_rate"] == 0.1)
@@ -100,14 +101,14 @@ def test_the_filter_is_reached_by_keyboard_and_finds_runs(page: Path, tab: Tab) 
     tab.press("Tab")
     assert tab.evaluate("document.activeElement.id") == "filter"
     tab.press(*"0.1, seed 1")
-    assert tab.evaluate("document.querySelector('output').textContent") == "1 of 10 runs"
+    assert tab.evaluate("document.querySelector('output').textContent") == "1 of 11 runs"
     assert len(tab.evaluate(SHOWN_RUNS)) == 1
     assert tab.evaluate("[...document.querySelectorAll('details.run')].filter((each) => !each.hidden).length") == 1
     tab.press("Escape")
     assert tab.evaluate("document.querySelector('output').textContent") == ""
     everything = tab.evaluate(SHOWN_RUNS)
     tab.press(*"pending")
-    assert tab.evaluate("document.querySelector('output').textContent") == "5 of 10 runs"
+    assert tab.evaluate("document.querySelector('output').textContent") == "5 of 11 runs"
     assert not tab.evaluate(SHOWN_RUNS)  # the row of these runs is a list
     assert tab.evaluate("document.querySelector('table.results details.list').checkVisibility()")
     tab.press("Escape")
@@ -139,7 +140,7 @@ def test_without_scripts_all_is_there(page: Path, tab: Tab) -> None:
     tab.open(page, scripts=False)
     assert tab.evaluate("document.querySelectorAll('details.run svg[role=img]').length") >= 10
     assert tab.evaluate("!document.querySelector('.filter').checkVisibility()")
-    assert tab.evaluate("document.querySelectorAll('table.results .run-row').length") == 4
+    assert tab.evaluate("document.querySelectorAll('table.results .run-row').length") == 5
     tab.evaluate("document.querySelector('details.run > summary').focus()")
     tab.press("Enter")
     assert tab.evaluate("document.querySelector('details.run').open")

@@ -15,8 +15,10 @@ MIN_GROUPS = 3
 """With fewer groups, the results table shows the same at a glance."""
 MAX_LINES = 1000
 """Maximum number of groups that are drawn, the best ones."""
-STEP, LEFT, TOP, BOTTOM = 140, 70, 44, 264
-"""Distance between axes, position of the first axis, and its ends, in SVG units."""
+LEFT, TOP, BOTTOM = 90, 44, 264
+"""Position of the first axis and its ends, in SVG units."""
+_WIDTH, _MIN_STEP = 720, 140
+"""Distance between the first and the last axis, and the minimum distance between axes, in SVG units."""
 _LOG_RATIO = 10
 """A numeric axis is logarithmic if all values are positive and the maximum is at least this many times the minimum."""
 _MAX_LABELS = 12
@@ -83,8 +85,9 @@ def build_parallel_chart(groups: Sequence[Group], settings: Sequence[str]) -> Pa
     means = [100 * mean.mean for group in drawn if (mean := group.interval("test_accuracy"))]
     columns = [[group.settings[name] for group in drawn] for name in varied]
     scales = [*map(_setting_heights, columns), _numeric_heights(means, logarithmic=False)]
+    step = max(_MIN_STEP, _WIDTH // len(varied))
     axes = [
-        SettingAxis(LEFT + STEP * index, shorten_middle(name, _TITLE_LETTERS), name, labels)
+        SettingAxis(LEFT + step * index, shorten_middle(name, _TITLE_LETTERS), name, labels)
         for index, (name, (_, labels)) in enumerate(zip([*varied, "test accuracy, %"], scales, strict=True))
     ]
     low, high = min(means), max(means)
