@@ -52,6 +52,8 @@ MANY_OPTIONS = 6
 MAX_NAME = 28
 """Width of the column of option names in the help; a longer name has a line of its own."""
 
+UsageError: Any = typer.BadParameter.__base__
+"""The error that typer raises for a missing or unknown command, option or argument."""
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ONE_PROCESS = "A run is always one process on one node"
 UNSUPPORTED_OPTIONS = {
@@ -188,6 +190,11 @@ class Commands(_Light, typer.core.TyperGroup):
             return super().invoke(ctx)
         except CnnjobError as error:
             print_error(f"{error}")
+            raise typer.Exit(error.exit_code) from error
+        except UsageError as error:
+            if error.ctx:
+                typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.", err=True)
+            print_error(error.format_message())
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
             raise  # the reader has closed the pipe; typer exits quietly

@@ -292,6 +292,10 @@ def test_colour_only_where_it_is_wanted() -> None:
     assert "\x1b" not in on_a_terminal("status", "runs", PATH="/nowhere", TERM="dumb")
     assert "\x1b[31mcnnjob:\x1b[0m gone: no such run" in on_a_terminal("logs", "gone", exit_code=3)
     assert on_a_terminal("logs", "gone", exit_code=3, NO_COLOR="1").startswith("cnnjob: gone: no such run")
+    assert "\x1b[31mcnnjob:\x1b[0m No such command 'statsu'. Did you mean" in on_a_terminal("statsu", exit_code=2)
+    name = next(Path("runs").glob("tiny-*")).name
+    assert re.search("^state: +\x1b\\[32mfinished", on_a_terminal("status", name, PATH="/nowhere"), re.MULTILINE)
+    assert "\x1b" not in on_a_terminal("status", name, PATH="/nowhere", NO_COLOR="1")
 
 
 @pytest.mark.usefixtures("here")
