@@ -31,7 +31,7 @@ COMMANDS = {
     "predict": ("train", "Print the most probable classes of each image."),
     "evaluate": ("train", "Evaluate a finished run on another prepared dataset."),
     "export": ("export", "Write a finished run's network as ONNX."),
-    "report": ("report", "Write a report on runs: an HTML page, tables and, if asked for, figures."),
+    "report": ("report", "Write a report on runs: an HTML page, tables and figures."),
     "sync": ("sync", "Copy runs to TensorBoard or to Weights & Biases (W&B)."),
     "bench": ("bench", "Measure training steps on this machine."),
     "doctor": ("doctor", "Check this machine, the runs' file system and the cluster."),

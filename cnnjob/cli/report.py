@@ -27,7 +27,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, opt.json_option("Print the rows of metrics.csv as JSON.")] = False,
 ) -> None:
-    """Write a report on runs: an HTML page, tables and, if asked for, figures.
+    """Write a report on runs: an HTML page, tables and figures.
 
     Open report/index.html in a browser; no network is needed. Figures that an earlier report drew are kept while they
     still show these runs; figures that no longer do are removed, unless they are drawn again.
