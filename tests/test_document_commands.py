@@ -50,6 +50,7 @@ HERE = {
     "cnnjob report runs/": "",
     "cnnjob show": "",
     "cnnjob show --keys": "",
+    "cnnjob show --keys conv": "",
     "cnnjob show JOB": "",
     "cnnjob show RUN": "",
     "cnnjob show data/mnist.h5": "",
