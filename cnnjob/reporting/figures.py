@@ -90,8 +90,8 @@ def drawings(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Dr
             arguments = record.counts, record.class_names, record.name
             drawings[f"{record.folder}/confusion"] = Drawing(plots.confusion_matrix, arguments)
         if record.convolutions:
-            first = record.convolutions[0].weights
-            drawings[f"{record.folder}/filters"] = Drawing(plots.first_layer_filters, (first, record.name))
+            layers = [(layer.name, layer.weights, layer.shape) for layer in record.convolutions]
+            drawings[f"{record.folder}/filters"] = Drawing(plots.convolution_filters, (layers, record.name))
     return drawings
 
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures: learning curves, confusion matrices, first-layer filters.
+"""Matplotlib figures: learning curves, confusion matrices, filters.
 
 Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplot or global state. It does not depend
 on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for the same figure. Names are printed
@@ -317,43 +317,49 @@ def _name_classes(axes: "Axes", names: list[str], size: float, margin: float) ->
 
 
 @_style()
-def first_layer_filters(weights: np.ndarray, title: str) -> "Figure":
-    """Draw first-layer filters as small images; see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
+def convolution_filters(layers: Sequence[tuple[str, np.ndarray, tuple[int, ...]]], title: str) -> "Figure":
+    """Draw the filters of each convolution as small images; see :func:`cnnjob.reporting.filter_grid.filter_tiles`.
 
     If some filters or channels are not shown, an axis label states how many there are.
 
     Args:
-        weights: (K, K, C, F) floating point: C channels, F filters of K×K pixels.
+        layers: for each convolution, its name, the weights that are shown, (K, K, C, F) floating point, and the shape
+            of all its weights.
         title: the run's name.
 
     Returns:
-        A figure that contains one image.
+        A figure that contains one image per convolution, one below the other.
     """
     from matplotlib.figure import Figure
 
-    tiles = filter_tiles(weights)  # (R, Q, K, K, 3)
-    n_rows, n_columns = tiles.shape[:2]
-    side = min(0.6, 12 / max(n_rows, n_columns))  # inches
-    width, height = max(4.0, n_columns * side) + 0.9, n_rows * side + 1.1
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.6 / width, 0.6 / height, 1 - 0.9 / width, 1 - 1.1 / height))
-    axes.imshow(join_tiles(tiles), interpolation="none")
-    axes.spines[:].set_visible(False)
-    axes.grid(visible=False)
-    axes.set(title=_short_label(title), xticks=[], yticks=[])
-    _name_tiles(axes, weights.shape, tiles.shape)
+    sheets = [filter_tiles(weights) for _, weights, _ in layers]  # (R, Q, K, K, 3) each
+    sides = [min(0.6, 6 / max(tiles.shape[:2])) for tiles in sheets]  # inches
+    heights = [len(tiles) * side + 1.1 for tiles, side in zip(sheets, sides, strict=True)]
+    width = max(4.0, *(tiles.shape[1] * side for tiles, side in zip(sheets, sides, strict=True))) + 0.9
+    figure, top = Figure(figsize=(width, sum(heights))), sum(heights)
+    for (name, weights, shape), tiles, height in zip(layers, sheets, heights, strict=True):
+        top -= height
+        place = (0.6 / width, (top + 0.6) / sum(heights), 1 - 0.9 / width, (height - 1.1) / sum(heights))
+        axes = figure.add_axes(place, label=name)
+        axes.imshow(join_tiles(tiles), interpolation="none")
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
+        axes.set(title=_short_label(title) if len(layers) == 1 else f"{_short_label(title)}: {name}")
+        axes.set(xticks=[], yticks=[])
+        _name_tiles(axes, weights.shape, shape, tiles.shape)
     return figure
 
 
-def _name_tiles(axes: "Axes", weights: tuple[int, ...], tiles: tuple[int, ...]) -> None:
-    K, _, C, F = weights
+def _name_tiles(axes: "Axes", weights: tuple[int, ...], shape: tuple[int, ...], tiles: tuple[int, ...]) -> None:
+    """Label a sheet of tiles that show the given weights, of a layer whose weights have the given shape."""
+    K, _, C, F = shape
     R, Q = tiles[:2]
     if C in PICTURE_CHANNELS:
         axes.set_xlabel(f"{_limited_count(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
         return
-    (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if F >= C else -1]
+    (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if weights[3] >= weights[2] else -1]
     for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
-        indices = np.arange(0, shown, math.ceil(shown / 16))
+        indices = np.arange(0, shown, math.ceil(shown / 8))
         pitch = K * ENLARGED + 1
         axis.set_ticks(indices * pitch + pitch / 2, [str(index + 1) for index in indices])
         axis.set_label_text(name if n == shown else _limited_count(n, shown, name))

@@ -8,7 +8,7 @@ classes.csv                          one row per run and class
 curves.png · .svg · .pdf             if asked for: learning curves of all groups
 runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           confusion.…                confusion matrix,
-          filters.…                  filters of the first convolution
+          filters.…                  filters of all convolutions
           history.csv                one row per epoch
 .figures.json                        digests of the figures' inputs and files
 

@@ -15,7 +15,7 @@ from cnnjob.reporting.curve import Curve
 from cnnjob.reporting.groups import Group, Interval, setting_text
 from cnnjob.reporting.record import COLUMNS, HISTORY_COLUMNS, Record
 
-FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "first-layer filters"}
+FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "filters"}
 """Titles of a run's own figures by file stem."""
 HISTORY_FILE = "history.csv"
 """Name of the table of a run's epochs, in the run's folder of the report."""

@@ -95,7 +95,7 @@ def test_what_says_something_else_is_drawn(out: Path, curve: Curve) -> None:
 
 
 def test_what_is_drawn_another_way_is_drawn(out: Path) -> None:
-    filters = Drawing(plots.first_layer_filters, (np.zeros((1, 1, 1, 1)), "run"))
+    filters = Drawing(plots.convolution_filters, ([("conv1", np.zeros((1, 1, 1, 1)), (1, 1, 1, 1))], "run"))
     assert drawn(out, {"curves": filters}) == ALL
 
 

@@ -181,8 +181,12 @@ def test_of_many_classes_some_are_named() -> None:
     ]
 
 
+def filter_axes(weights: np.ndarray, shape: tuple[int, ...] | None = None) -> Any:
+    return plots.convolution_filters([("conv1", weights, shape or weights.shape)], "tiny").axes[0]
+
+
 def sheet(weights: np.ndarray) -> np.ndarray:
-    return np.asarray(plots.first_layer_filters(weights, "tiny").axes[0].images[0].get_array())
+    return np.asarray(filter_axes(weights).images[0].get_array())
 
 
 def test_grey_filters_are_each_scaled_to_their_own_range() -> None:
@@ -211,7 +215,7 @@ def test_filters_of_three_channels_are_in_colour() -> None:
 
 @pytest.mark.parametrize(("C", "F", "across", "down"), [(2, 5, "filter", "channel"), (5, 2, "channel", "filter")])
 def test_filters_of_other_channels_have_a_picture_a_channel(C: int, F: int, across: str, down: str) -> None:
-    axes = plots.first_layer_filters(np.random.default_rng(0).normal(size=(3, 3, C, F)), "tiny").axes[0]
+    axes = filter_axes(np.random.default_rng(0).normal(size=(3, 3, C, F)))
     assert axes.images[0].get_size() == (2 * 10 + 1, 5 * 10 + 1)
     assert (axes.get_xlabel(), axes.get_ylabel()) == (across, down)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "4", "5"]
@@ -219,13 +223,22 @@ def test_filters_of_other_channels_have_a_picture_a_channel(C: int, F: int, acro
 
 def filter_label(*shape: int) -> str:
     """The x label of a sheet of filters."""
-    return plots.first_layer_filters(np.zeros(shape), "tiny").axes[0].get_xlabel()
+    return str(filter_axes(np.zeros(shape)).get_xlabel())
 
 
 def test_filters_and_channels_beyond_the_limit_are_counted() -> None:
     assert filter_label(1, 1, 65, 2) == "the first 64 of 65 channels"
     assert filter_label(1, 1, 1, 5000).startswith("the first 4096 of 5000")
     assert filter_label(1, 1, 1, 1).startswith("1 filter of 1×1 pixels")
+
+
+def test_the_filters_of_all_convolutions_are_below_each_other() -> None:
+    layers = [("conv1", np.zeros((5, 5, 1, 8)), (5, 5, 1, 8)), ("conv2", np.zeros((3, 3, 16, 32)), (3, 3, 64, 512))]
+    first, second = plots.convolution_filters(layers, "tiny").axes
+    assert [axes.get_title() for axes in (first, second)] == ["tiny: conv1", "tiny: conv2"]
+    assert first.get_position().y0 > second.get_position().y1
+    assert second.get_xlabel() == "the first 32 of 512 filters"
+    assert second.get_ylabel() == "the first 16 of 64 channels"
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 70))
@@ -246,7 +259,7 @@ def test_strange_names_are_printed_as_they_are(kind: plots.Format) -> None:
     figures = [
         plots.learning_curves([Panels(STRANGE[2], {"loss": [Line(EPOCHS, EPOCHS, 0, "mean", n, n) for n in STRANGE]})]),
         plots.confusion_matrix(np.eye(6, dtype=np.int64), STRANGE, STRANGE[0]),
-        plots.first_layer_filters(np.zeros((3, 3, 1, 2)), STRANGE[2]),
+        plots.convolution_filters([("conv1", np.zeros((3, 3, 1, 2)), (3, 3, 1, 2))], STRANGE[2]),
     ]
     assert [name.strip() for name in legend(figures[0])][:2] == ["$\\frac{1", "_hidden"]
     assert len(legend(figures[0])) == len(STRANGE)
