@@ -130,7 +130,9 @@ def submit(
     return [run for _, run in pairs]
 
 
-def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA) -> Evaluation:
+def evaluate(
+    run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA, backend: str = "auto"
+) -> Evaluation:
     """Evaluate a finished run on a prepared dataset, and write the metrics to ``evaluations/`` in the run's folder.
 
     Args:
@@ -139,11 +141,12 @@ def evaluate(run: Run, on: Dataset | str, split: str = "test", *, data: Path = D
             the number of its classes must be those of the network.
         split: ``train``, ``val`` or ``test``.
         data: the folder in which the dataset is looked up by name.
+        backend: ``numpy``, ``cuda``, or ``auto``: a GPU if one can be used and the run's job does not ask for NumPy.
 
     Returns:
         The metrics and the confusion matrix.
     """
-    return evaluation.evaluate(run, Dataset.find(on, data) if isinstance(on, str) else on, split)
+    return evaluation.evaluate(run, Dataset.find(on, data) if isinstance(on, str) else on, split, backend=backend)
 
 
 def report(

@@ -1,15 +1,12 @@
 """The command ``cnnjob report``."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import print_json, print_table, terminal
+from cnnjob.cli.screen import print_json, print_table, progress_bar
 from cnnjob.errors import DataError, plural
 
 HEADER = ("run", "group", "seed", "state", "test accuracy", "epochs", "reason")
@@ -45,7 +42,7 @@ def report(
     found = Run.all(*runs)
     if not found:
         raise DataError(f"{' '.join(map(str, runs))}: no runs found. To train one:\n  cnnjob train JOB")
-    with _progress_bar() as on_progress:
+    with progress_bar() as on_progress:
         result = write_report(found, out, formats=formats, on_progress=on_progress)
     if as_json:
         print_json(result.rows)
@@ -57,33 +54,6 @@ def report(
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
     changed = f"{len(result.written)} of {len(result.files)} files changed"
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on stderr while a report is written, if stderr is a terminal.
-
-    Yields:
-        A function that sets the activity, the number of items that are done and their total; None without a terminal.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(activity: str, done: int, total: int) -> None:
-            for other in tasks.values():
-                bar.update(other, visible=False)
-            if activity not in tasks:
-                tasks[activity] = bar.add_task(activity, total=total)
-            bar.update(tasks[activity], completed=done, visible=True)
-
-        yield show
 
 
 def _run_cells(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -12,7 +12,7 @@ import typer
 from cnnjob.errors import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
     from rich.progress import Progress
@@ -273,6 +273,33 @@ def fit_columns(
 def gigabytes(count: float) -> str:
     """Format a number of bytes: ``1.20 GB``, ``340.0 MB``."""
     return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
+
+
+@contextmanager
+def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
+    """Show a bar on stderr during a long activity, if stderr is a terminal.
+
+    Yields:
+        A function that sets the activity, the number of items that are done and their total; None without a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(file=terminal(sys.stderr)), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(activity: str, done: int, total: int) -> None:
+            for other in tasks.values():
+                bar.update(other, visible=False)
+            if activity not in tasks:
+                tasks[activity] = bar.add_task(activity, total=total)
+            bar.update(tasks[activity], completed=done, visible=True)
+
+        yield show
 
 
 class Screen:

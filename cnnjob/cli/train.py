@@ -9,7 +9,7 @@ import typer
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
 from cnnjob.cli.data.show import print_setup
-from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning
+from cnnjob.cli.screen import Screen, print_json, print_last, print_notes, print_table, print_warning, progress_bar
 from cnnjob.errors import EXIT_STOPPED, plural, printable, shorten_middle
 
 if TYPE_CHECKING:
@@ -179,6 +179,13 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option(metavar="SPLIT", help="Images to evaluate on: train, val or test.")] = "test",
     data: opt.DATA = opt.DATA_FOLDER,
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="BACKEND",
+            help="numpy, cuda, or auto: a GPU if there is one, unless the run's job asks for numpy.",
+        ),
+    ] = "auto",
     as_json: Annotated[bool, opt.json_option("Print all metrics and the confusion matrix as JSON.")] = False,
 ) -> None:
     """Evaluate a finished run on another prepared dataset.
@@ -194,7 +201,10 @@ def evaluate(
     from cnnjob.runs.run import Run
     from cnnjob.training.evaluation import evaluate as evaluate_run
 
-    evaluation = evaluate_run(Run(run), Dataset.find(dataset, data), split)
+    with progress_bar() as on_progress:
+        evaluation = evaluate_run(
+            Run(run), Dataset.find(dataset, data), split, backend=backend, on_progress=on_progress or (lambda *_: None)
+        )
     print_notes(Run(run))
     for remark in evaluation.remarks:
         print_warning(remark)

@@ -135,6 +135,7 @@ class EvaluationRecord(Fields):
 
     dataset: EvaluatedDataset
     split: str
+    backend: str | None = None
     images: Count
     accuracy: Share
     loss: float

@@ -66,6 +66,29 @@ def first_backend(job: Job, run: Run) -> str | None:
     return started_with
 
 
+def select_evaluation_backend(wanted: str, job: Job) -> str:
+    """Return the backend for evaluating a finished run; the run's own backend does not matter.
+
+    Args:
+        wanted: ``numpy``, ``cuda``, or ``auto``: the GPU if one can be used and the job does not ask for NumPy.
+        job: the run's job.
+
+    Returns:
+        ``numpy`` or ``cuda``.
+
+    Raises:
+        JobError: there is no such backend, or no GPU can be used.
+    """
+    if wanted not in {"auto", "numpy", "cuda"}:
+        raise JobError(f"evaluate --backend: no such backend (found {wanted}). Choose from auto, numpy, cuda")
+    if wanted == "numpy" or (wanted == "auto" and job.resources.backend == "numpy"):
+        return "numpy"
+    obstacle = why_unavailable()
+    if obstacle and wanted == "cuda":
+        raise JobError(f"evaluate --backend: 'cuda', but {obstacle}. Use --backend numpy")
+    return "numpy" if obstacle else "cuda"
+
+
 def make_backend(name: str, workers: nn.Workers, job: Job) -> nn.Backend:
     """Create a backend.
 

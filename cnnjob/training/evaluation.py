@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from cnnjob.errors import DataError, JobError, spreadsheet_cell, three_lines
 from cnnjob.jobs.job import Job
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
-from cnnjob.training.backend import start_workers
-from cnnjob.training.predict import TRAIN_AGAIN, Classifier, example_arrays, load_classifier
+from cnnjob.training.backend import make_backend, select_evaluation_backend, start_workers
+from cnnjob.training.memory import EVALUATION_BATCH, memory_errors_as_job_error
+from cnnjob.training.predict import TRAIN_AGAIN, Classifier, example_arrays, load_classifier, require_finished
 
 CHECKED_AT_ONCE_BYTES = 10**9
 """Datasets of up to this many bytes are checked against their digests before the first step, in a second or two."""
@@ -163,6 +164,8 @@ class Evaluation:
     """The JSON file with the metrics, in the run's folder; the CSV file next to it has the confusion matrix."""
     dataset: Dataset
     split: str
+    backend: str
+    """The backend that classified the images, ``numpy`` or ``cuda``."""
     class_names: tuple[str, ...]
     """The network's class names."""
     counts: Array
@@ -191,6 +194,7 @@ class Evaluation:
         return {
             "dataset": {"name": dataset.name, "path": str(dataset.path.resolve()), "digest": dataset.digest},
             "split": self.split,
+            "backend": self.backend,
             "images": int(self.counts.sum()),
             "accuracy": accuracy,
             "loss": loss,
@@ -205,7 +209,14 @@ class Evaluation:
         }
 
 
-def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
+def evaluate(
+    run: Run,
+    dataset: Dataset,
+    split: str = "test",
+    *,
+    backend: str = "auto",
+    on_progress: Callable[[str, int, int], object] = lambda *_: None,
+) -> Evaluation:
     """Evaluate a finished run on a prepared dataset, and write the metrics to the run's folder.
 
     The files are ``evaluations/DATASET-SPLIT-<digest8>.json``, and ``….csv`` for the confusion matrix. ``<digest8>`` is
@@ -216,23 +227,39 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
         run: a finished run.
         dataset: a dataset with the image shape and the number of classes that the network requires.
         split: one of the dataset's splits.
+        backend: ``numpy``, ``cuda`` or ``auto``, as for
+            :func:`cnnjob.training.backend.select_evaluation_backend`.
+        on_progress: called with the activity, the number of images that are done, and the number of all images.
 
     Returns:
         The evaluation.
 
     Raises:
         DataError: the run is unfinished or damaged, the dataset is damaged, or the network's outputs overflow.
-        JobError: the dataset has no such split, or its images or classes do not fit the network.
+        JobError: the dataset has no such split, its images or classes do not fit the network, or the backend cannot
+            be used.
         CnnjobError: the files cannot be written.
     """
-    with start_workers() as workers:
-        classifier = load_classifier(run, workers)
+    require_finished(run)
+    job = run.job()
+    name = select_evaluation_backend(backend, job)
+    with start_workers() as workers, memory_errors_as_job_error(job):
+        memory = make_backend(name, workers, job)
+        classifier = load_classifier(run, memory)
         _require_fit(run, dataset)
         labels = dataset.labels(split)
+        on_progress("evaluating", 0, len(labels))
         dataset.verify(split)
-        # Classified in blocks, since the images may not fit into memory.
         images = dataset.load(split)[0] if dataset.format == CHUNKED_FORMAT else dataset.stored(split)
-        probabilities = np.concatenate([classifier.probabilities(block) for block in blocks(images)])
+        parts: list[Array] = []
+        # Classified in blocks, since the images may not fit into memory.
+        for block in blocks(images):
+            resident = memory.resident(block)
+            for start in range(0, len(block), EVALUATION_BATCH):
+                order = np.arange(start, min(start + EVALUATION_BATCH, len(block)))
+                parts.append(classifier.probabilities(resident, order))
+                on_progress("evaluating", sum(map(len, parts)), len(labels))
+        probabilities = np.concatenate(parts)
     if not np.isfinite(probabilities).all():
         raise DataError(f"{run.path}: the network's outputs for images of {dataset.path} overflow. {TRAIN_AGAIN}")
     class_names, remarks = tuple(run.data()["class_names"]), []
@@ -252,7 +279,7 @@ def evaluate(run: Run, dataset: Dataset, split: str = "test") -> Evaluation:
     counts = metrics.confusion(probabilities, labels)
     overall = metrics.summarise(probabilities, labels, metrics.per_class(counts))
     path = run.evaluations_folder / f"{dataset.path.stem}-{split}-{files.short_digest(dataset.digest)}.json"
-    evaluation = Evaluation(path, dataset, split, class_names, counts, overall, tuple(remarks))
+    evaluation = Evaluation(path, dataset, split, name, class_names, counts, overall, tuple(remarks))
     run.require_no_links()
     with files.disk_errors_as_cnnjob_error(run.evaluations_folder):
         run.evaluations_folder.mkdir(exist_ok=True)

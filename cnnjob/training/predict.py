@@ -146,12 +146,12 @@ def predict(
     return predictions
 
 
-def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
-    """Load the network of a finished run with its chosen weights, on the NumPy backend.
+def load_classifier(run: Run, backend: nn.Backend | None = None) -> Classifier:
+    """Load the network of a finished run with its chosen weights.
 
     Args:
         run: a finished run.
-        workers: the workers of the backend; a single one by default.
+        backend: the backend; NumPy in this process by default.
 
     Returns:
         The classifier.
@@ -160,13 +160,22 @@ def load_classifier(run: Run, workers: nn.Workers | None = None) -> Classifier:
         DataError: the run is not finished; its weights are missing, damaged, not finite or from another network; or
             its test loss is not finite.
     """
+    require_finished(run)
+    return _build_classifier(run, run.weights(), run.weights_file, backend)
+
+
+def require_finished(run: Run) -> None:
+    """Check that a folder is a run that is finished, and that its loss is finite.
+
+    Raises:
+        DataError: the folder is not a run, or the run is not finished, or its test loss is not finite.
+    """
     _require_run(run)
     if not run.result_file.exists():
         raise DataError(f"{run.path}: not finished, so no weights have been chosen yet. Finish training it first")
     loss = run.result().get("test_loss")
     if isinstance(loss, float) and not math.isfinite(loss):  # older versions let such a run finish
         raise DataError(f"{run.result_file}: the test loss is {loss}. {TRAIN_AGAIN}")
-    return _build_classifier(run, run.weights(), run.weights_file, workers)
 
 
 def _require_run(run: Run) -> None:
@@ -198,12 +207,12 @@ def _load_best_so_far(run: Run, say: Callable[[str], object]) -> Classifier:
 
 
 def _build_classifier(
-    run: Run, weights: dict[str, np.ndarray], source: Path, workers: nn.Workers | None = None
+    run: Run, weights: dict[str, np.ndarray], source: Path, backend: nn.Backend | None = None
 ) -> Classifier:
     """Build a run's network with weights read from the file ``source``; refuse weights that do not fit the network."""
     job, data = run.job(), run.data()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
-    backend = nn.NumPyBackend(workers or nn.Workers(1))
+    backend = backend or nn.NumPyBackend(nn.Workers(1))
     state = nn.State(network, build_optimiser(job.train), backend)
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{source}: does not match {run.job_file}. Restore the file that was changed, or train again")

@@ -126,6 +126,23 @@ def test_a_training_is_numpys_but_for_the_rounding(unbroken: Run, tmp_path: Path
     assert run.result()["gpu_hours"] == 0
 
 
+def test_an_evaluation_is_numpys_but_for_the_rounding(unbroken: Run, libraries: Path, tmp_path: Path) -> None:
+    script = f"""
+import json
+from pathlib import Path
+from cnnjob.data.dataset import Dataset
+from cnnjob.runs.run import Run
+from cnnjob.training.evaluation import evaluate
+run, data = Run(Path({str(unbroken.path)!r})), Dataset.open(Path({str(dataset(tmp_path, images=600).path)!r}))
+found = [evaluate(run, data, "train", backend=name) for name in ("auto", "numpy")]
+print(json.dumps([(each.backend, each.counts.tolist(), each.overall) for each in found]))
+"""
+    (name, counts, overall), (reference, expected, numpys) = json.loads(said_by(script, places(libraries)))
+    assert (name, reference) == ("cuda", "numpy")
+    assert counts == expected
+    assert overall == pytest.approx(numpys, rel=1e-4)
+
+
 def test_what_it_ran_on_is_kept(unbroken: Run) -> None:
     environment, result = unbroken.environment(), unbroken.result()
     assert environment["device"] == result["device"] == "gpu: Stand-in GPU"

@@ -15,6 +15,7 @@ import cnnjob
 from cnnjob.data.dataset import Dataset
 from cnnjob.data.prepare.writer import Chunk, DatasetContents, write
 from cnnjob.errors import DataError, JobError
+from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
 from cnnjob.runs.run import Run
@@ -58,6 +59,23 @@ def test_an_evaluation_on_the_runs_own_test_images_is_its_result(run: Run) -> No
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == found.counts.tolist()
     assert found.path.parent == run.path / "evaluations"
     assert run.result_file.read_bytes() == before
+
+
+def test_progress_is_reported_and_the_backend_is_noted(run: Run, tmp_path: Path) -> None:
+    events: list[tuple[str, int, int]] = []
+    write(
+        tmp_path / "large.h5", "large", DatasetContents(CLASSES, {"x": "0" * 64}, blots({"train": 9, "test": 600})), {}
+    )
+    large = Dataset.open(tmp_path / "large.h5")
+    found = evaluate(run, large, on_progress=lambda *event: events.append(event))
+    assert events == [("evaluating", done, 600) for done in (0, 256, 512, 600)]
+    assert found.counts.sum() == 600
+    assert found.content()["backend"] == found.backend == "numpy"  # the toy job asks for it
+    with pytest.raises(JobError, match=r"--backend: no such backend \(found gpu\)\. Choose from auto, numpy, cuda"):
+        evaluate(run, large, backend="gpu")
+    if why_unavailable():
+        with pytest.raises(JobError, match=r"--backend: 'cuda', but .* Use --backend numpy"):
+            evaluate(run, large, backend="cuda")
 
 
 def test_classes_in_another_order_are_matched_by_name_and_others_by_position(run: Run, tmp_path: Path) -> None:
