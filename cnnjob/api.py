@@ -81,13 +81,20 @@ def train(
             shows no progress bar.
 
     Returns:
-        The run. Its state is ``finished``, or ``stopped`` if a stop was requested; the same call then resumes it.
+        The run. Its state is ``finished``, or ``stopped`` if a stop was requested by a signal other than Ctrl-C; the
+        same call then resumes it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or the interruption of a notebook's cell, stopped the run after its work was saved;
+            the same call resumes it.
     """
     setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
     if progress is None and NotebookBar.is_possible():
         progress = NotebookBar()
-    training.train(run, progress or None, setup=setup, job_is_over=job_is_over)
+    outcome = training.train(run, progress or None, setup=setup, job_is_over=job_is_over)
+    if outcome.why == "stopped: SIGINT":  # the caller's next lines need a finished run
+        raise KeyboardInterrupt(f"{run.path}: stopped, and all work is saved. Train the job again to resume")
     return run
 
 

@@ -1,12 +1,16 @@
 """The verbs of a notebook: the same files as the commands of these names."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import cnnjob
-from cnnjob.errors import JobError
+from cnnjob.errors import DataError, JobError
+from cnnjob.runs.checkpoints import newest_step
+from cnnjob.training.progress import NoProgress
 from tests.helpers.fake_slurm import ANSWERS, FakeSlurm
 from tests.helpers.run_folders import pending_run, stopped_run
 
@@ -24,6 +28,23 @@ def test_the_verbs_do_what_the_commands_do() -> None:
     stopped = stopped_run(Path("elsewhere"))
     reported = cnnjob.report([stopped], Path("some"))  # a whole folder is reported by the README's notebook
     assert ([row["run"] for row in reported.rows], Path("some/index.html").exists()) == ([stopped.name], True)
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_an_interrupt_is_raised_after_the_work_is_saved() -> None:
+    class Interrupted(NoProgress):
+        def step(self, epoch: int, step: int) -> None:
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    job = cnnjob.Job.load("toy.toml", ["train.epochs=1"])
+    with pytest.raises(KeyboardInterrupt, match=r"runs/toy-.*stopped, and all work is saved"):
+        cnnjob.train(job, progress=Interrupted())
+    (run,) = cnnjob.Run.all(Path("runs"))
+    assert (run.state(), newest_step(run.checkpoints_folder)) == ("stopped", 5)
+    with pytest.raises(DataError, match=r"no result, since the run is not finished .found state stopped."):
+        run.result()
+    assert cnnjob.train(job).result()["epochs"] == 1
 
 
 def test_submit(no_slurm: FakeSlurm) -> None:

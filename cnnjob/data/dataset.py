@@ -22,7 +22,7 @@ import numpy as np
 
 from cnnjob.data import hdf5
 from cnnjob.data.stored import FileVersion, StoredArray
-from cnnjob.errors import DataError, three_lines
+from cnnjob.errors import DataError, closest_name, three_lines
 from cnnjob.files import canonical_json, open_regular, parse_json, sha256_of, short_digest
 
 SHOWN_CLASSES = 10
@@ -464,7 +464,9 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         if not path.is_file():
             elsewhere = f" --out {path}" if path.absolute() != Path("data", path.name).absolute() else ""
-            raise DataError(f"{path}: no such dataset. Prepare it:\n    cnnjob prepare {path.stem}{elsewhere}")
+            near = closest_name(path.stem, (file.stem for file in path.parent.glob("*.h5")))
+            hint = f" Did you mean {near}?" if near else ""
+            raise DataError(f"{path}: no such dataset.{hint} Prepare it:\n    cnnjob prepare {path.stem}{elsewhere}")
         # No locks: they fail on some network file systems, and datasets are replaced, never changed in place.
         with h5py.File(path, "r", locking=False) as file:
             yield file

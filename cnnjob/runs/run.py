@@ -264,6 +264,9 @@ class Run:
         Raises:
             DataError: the run is not finished, or the file is damaged.
         """
+        if not self.result_file.exists():
+            raise DataError(f"{self.path}: no result, since the run is not finished (found state {self.state()}). "
+                            "Train it further")  # fmt: skip
         return json_files.read_checked(self.result_file, schemas.ResultRecord)
 
     def history(self) -> list[dict[str, Any]]:

@@ -472,3 +472,9 @@ def test_no_patched_file_gives_more_than_a_data_error(path: Path, place: int, pa
     spoiled.write_bytes(content[:place] + patch + content[place + len(patch) :])
     with suppress(DataError):
         Dataset.open(spoiled).verify()
+
+
+def test_a_misspelt_name_gets_a_suggestion(tmp_path: Path) -> None:
+    make(tmp_path / "digits.h5")
+    with pytest.raises(DataError, match=r"digit\.h5: no such dataset\. Did you mean digits\? Prepare it"):
+        Dataset.find("digit", tmp_path)
