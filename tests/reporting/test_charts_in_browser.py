@@ -131,6 +131,57 @@ def test_the_charts_of_a_section_that_is_opened_have_switches(browser: Tab, tmp_
     assert browser.evaluate("document.querySelectorAll('details.run .smoothing').length") == 1
 
 
+def with_matrices(*counts: list[list[int]]) -> list[Record]:
+    """Two groups of runs with these matrices; the first group has all but one of them."""
+    made = [*group(*([0.9] * (len(counts) - 1)), **{"train.x": 1}), *group(0.8, **{"train.x": 2})]
+    for record, matrix in zip(made, counts, strict=True):
+        record.counts, record.class_names = np.array(matrix), tuple(f"<{k}>" for k in range(len(matrix)))
+    return made
+
+
+def test_two_confusion_matrices_are_side_by_side_with_their_difference(browser: Tab, tmp_path: Path) -> None:
+    made = with_matrices([[8, 2], [0, 10]], [[10, 0], [0, 10]], [[5, 5], [1, 9]])
+    browser.open(written_page(tmp_path / "page.html", made))
+    cells = """[...document.querySelectorAll(".comparable table")].map(
+        (table) => [...table.querySelectorAll("td:not([colspan])")].map((cell) => cell.textContent))"""
+    assert browser.evaluate(cells) == [
+        ["18", "2", "", "20"],  # the sum over the two runs of the first group
+        ["5", "5", "1", "9"],
+        ["+40.0", "−40.0", "−10.0", "+10.0"],
+    ]
+    names = "[...document.querySelectorAll('.comparable caption')].map((each) => each.textContent)"
+    assert browser.evaluate(names)[:2] == ["x 1", made[2].name]
+    titles = "[...document.querySelectorAll('.comparable .axis-title')].map((each) => each.textContent)"
+    assert browser.evaluate(titles) == ["predicted class", "true class"] * 3
+    first = "document.querySelector('.comparable li').textContent"
+    assert browser.evaluate(first) == "<0> recognised: 18 (90.0 %) and 5 (50.0 %), +40.0 points"
+    choose = "const select = document.querySelector('.comparable select'); select.value = 'runs 1'"
+    browser.evaluate(f"{choose}; select.dispatchEvent(new Event('change'))")
+    assert browser.evaluate(cells)[0] == ["10", "", "", "10"]
+    assert not browser.faults()
+
+
+def test_matrices_of_many_classes_are_pictures_that_can_be_read(browser: Tab, tmp_path: Path) -> None:
+    one, other = np.diag(np.full(30, 4)), np.diag(np.full(30, 4))
+    one[2, 3] = 4
+    browser.open(written_page(tmp_path / "page.html", with_matrices(one.tolist(), other.tolist())))
+    assert browser.evaluate("document.querySelectorAll('.comparable canvas[role=img]').length") == 3
+    read = """const canvas = document.querySelector(".comparable canvas"), box = canvas.getBoundingClientRect();
+        canvas.dispatchEvent(new PointerEvent("pointermove",
+          { clientX: box.left + 3.5 / 30 * box.width, clientY: box.top + 2.5 / 30 * box.height }));
+        document.querySelector(".comparable .soft").textContent"""
+    assert browser.evaluate(read) == "<2> predicted as <3>: 4 (50.0 %) and 0 (0.0 %), +50.0 points"
+    assert not browser.faults()
+
+
+def test_one_matrix_and_matrices_of_other_classes_are_not_compared(browser: Tab, tmp_path: Path) -> None:
+    made = with_matrices([[1, 0], [0, 1]], [[1, 0], [0, 1]])
+    made[1].class_names = ("a", "b")
+    browser.open(written_page(tmp_path / "page.html", made))
+    assert not browser.evaluate("document.querySelectorAll('#matrices, .comparable').length")
+    assert not browser.faults()
+
+
 def test_without_scripts_the_charts_are_whole_and_have_no_switches(browser: Tab, tmp_path: Path) -> None:
     browser.open(written_page(tmp_path / "page.html", records()), scripts=False)
     assert browser.evaluate("document.querySelectorAll('.chart .line.mean').length") == 4 * 2 + 3 * 3

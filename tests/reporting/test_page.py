@@ -32,6 +32,7 @@ class Reader(HTMLParser):
         self.sources: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.captions = 0
+        self.spanned_rows = 0
         self.open_tables: list[list[list[str]]] = []
         self.text = ""
         self.feed(text)
@@ -59,9 +60,11 @@ class Reader(HTMLParser):
             self.tables.append([])
             self.open_tables.append(self.tables[-1])
         if tag == "tr":
-            self.open_tables[-1].append([])
+            self.open_tables[-1].append([""] * (self.spanned_rows > 0))  # a first cell of several rows
+            self.spanned_rows -= 1
         if tag in {"td", "th"}:
-            assert tag == "td" or facts["scope"] in {"row", "col"}
+            self.spanned_rows = max(int(facts.get("rowspan") or 1) - 1, self.spanned_rows)
+            assert tag == "td" or facts["scope"] in {"row", "col", "rowgroup", "colgroup"}
             self.open_tables[-1][-1] += [""] * int(facts.get("colspan") or 1)
         self.captions += tag == "caption"
 
@@ -265,3 +268,14 @@ def test_the_report_has_the_page(tmp_path: Path) -> None:
     made = report([run], tmp_path / "report")
     assert (tmp_path / "report" / "index.html").read_text() == page_of(run)
     assert made.files[0].name == "index.html"
+
+
+def test_a_confusion_matrix_has_axis_titles_and_no_zeros(tmp_path: Path) -> None:
+    text = page_of(folders.finished_run(tmp_path))
+    matrix = text[text.index('<table class="matrix">') :]
+    matrix = matrix[: matrix.index("</table>")]
+    assert matrix.count("axis-title") == 2
+    assert "predicted class</th>" in matrix
+    assert "<span>true class</span>" in matrix
+    assert matrix.count("<td></td>") == 16 - 6
+    assert "ant predicted as bee (1, 33.3 %)" in text

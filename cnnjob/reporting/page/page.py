@@ -17,7 +17,7 @@ from cnnjob.errors import format_seconds
 from cnnjob.reporting import groups
 from cnnjob.reporting.groups import Group, Interval
 from cnnjob.reporting.lines import COLOURS, XAxis
-from cnnjob.reporting.page import charts, parallel, results, sections
+from cnnjob.reporting.page import charts, matrices, parallel, results, sections
 from cnnjob.reporting.record import Record
 from cnnjob.reporting.tables import format_interval
 
@@ -42,6 +42,7 @@ class DatasetSection(NamedTuple):
     results: results.DatasetResults
     charts: list[charts.Chart]
     parallel: parallel.ParallelChart | None
+    matrices: dict[str, Any] | None
 
 
 class SectionFold(NamedTuple):
@@ -108,6 +109,7 @@ def _dataset_section(dataset: results.DatasetResults) -> DatasetSection:
         dataset,
         _group_charts(dataset.groups) if n_curves > 1 else [],
         parallel.build_parallel_chart(dataset.groups, dataset.settings),
+        matrices.comparable_matrices(dataset.groups),
     )
 
 
