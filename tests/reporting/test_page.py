@@ -261,6 +261,16 @@ def test_more_runs_than_can_be_sent_have_no_pictures(tmp_path: Path) -> None:
     page = pages.render(records, group_runs(records))
     assert not Reader(page).sources
     assert "more than 100 runs" in page
+    assert page.count("accuracy of run over epochs") >= len(records)  # curves are small enough
+
+
+def test_settings_that_are_the_same_for_all_runs_are_listed_once(mixed: Path) -> None:
+    page = Reader(page_of(*Run.all(mixed)))
+    (common,) = [dict(table[1:]) for table in page.tables if table[1:] and table[1][0] == "name"]
+    assert common["train.batch_size"] == "10"
+    own = [dict(table[1:]) for table in page.tables if ["Setting", "Value"] in table and "seed" in dict(table[1:])]
+    assert len(own) == 8
+    assert all(set(settings) == {"seed", "train.learning_rate"} for settings in own)
 
 
 def test_the_report_has_the_page(tmp_path: Path) -> None:
