@@ -167,9 +167,15 @@ def _watch_table(paths: "Sequence[Path] | None") -> None:
         answer = query_statuses(_find_runs(paths))  # searched every time, as runs may be added
         # A terminal with too few lines cuts off the end of the table, so pending and running runs come first.
         statuses = sorted(answer.statuses, key=lambda status: status.state not in UNFINISHED_STATES)
-        rows = [list(map(printable, _row(status))) for status in statuses]
-        header, rows = fit_columns(HEADER, rows, SPARE, screen.width)
-        notes = [f"{_count_states(answer)}, {time.strftime('%T')}; Ctrl-C to stop", answer.remark]
+        everything = [list(map(printable, _row(status))) for status in statuses]
+        header, rows = fit_columns(HEADER, everything, SPARE, screen.width)
+        filled = [title for title, *cells in zip(HEADER, *everything, strict=True) if title and any(cells)]
+        hidden = ", ".join(title for title in filled if title not in header)
+        notes = [
+            f"{_count_states(answer)}, {time.strftime('%T')}; Ctrl-C to stop",
+            answer.remark,
+            f"hidden on this narrow terminal: {hidden}" if hidden else "",
+        ]
         return Group(Text("\n".join(filter(None, notes))), build_table(header, rows, narrow=True))
 
     try:

@@ -202,7 +202,7 @@ def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Pat
     _print_initial(grid)
     created = [create_run(job, dataset, runs) for job, dataset in grid]
     for message in describe_replaced_runs(created):
-        typer.echo(message, err=True)
+        print_warning(message)
     differences = job_differences([job for job, _ in grid])
     return {
         run.path: (run, f" ({settings})" if settings else "")

@@ -59,7 +59,7 @@ def train(
     setup = TrainingSetup.checked(requested, Dataset.find(requested.dataset, data))
     run = setup.create_run(runs)
     for message in describe_replaced_runs([run]):
-        typer.echo(message, err=True)
+        print_warning(message)
     # A finished run is not trained again, so its dataset is not copied.
     if stage and not run.result_file.exists():
         staged = stage_dataset(setup.dataset, lambda text: typer.echo(text, err=True))

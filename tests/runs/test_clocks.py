@@ -111,7 +111,7 @@ def test_a_clock_that_differs_from_the_file_systems_changes_no_state(
     told = told_by_another_clock(library, ahead)
     assert [told[run.name] for run in runs] == [["running", "", "BusyError"], ["lost", "", "2"]]
     assert told["stderr"] == (
-        f"cnnjob: runs: the clock of this machine is {said} the file system's clock, by which ages "
+        f"cnnjob: warning: runs: the clock of this machine is {said} the file system's clock, by which ages "
         "are measured. Ask the administrators to correct this machine's clock\n"
     )
     assert told["clean"] == []
@@ -211,6 +211,7 @@ def test_a_process_that_is_hidden_is_not_taken_for_dead(tmp_path: Path) -> None:
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("root mounts a /proc that hides processes")
     run = Run(tmp_path / "run")
+    run.path.mkdir()
     claim(run)
     subprocess.run(["chmod", "-R", "a+rX", run.path], check=True)
     mounted = ["unshare", "--mount", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"]

@@ -160,7 +160,8 @@ def test_a_run_that_is_used_is_not_removed(tmp_path: Path) -> None:
     trained.log_file.write_text("")
     submitted.slurm_folder.mkdir()
     (submitted.slurm_folder / "request.json").write_text("{}")
-    (unused.slurm_folder).mkdir()
+    unused.slurm_folder.mkdir()
+    unused.initial_file.write_bytes(b"weights")
     submission.remove_unused([claimed, trained, submitted, unused])
     assert [run.name for run in Run.all(tmp_path)] == [claimed.name, trained.name, submitted.name]
     with pytest.raises(DataError, match=r"the run's folder was removed\. Run the same command again"):

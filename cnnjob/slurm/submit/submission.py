@@ -123,16 +123,17 @@ def submit(
 def remove_unused(runs: Iterable[Run]) -> None:
     """Remove new runs whose submission was refused, so that no run is left pending without a job.
 
-    A run is kept if its folder contains anything but the manifest: a request, which stays there unless SLURM has
-    refused it; the record of a job; or the record of an attempt. It is also kept if the file system does not support
-    locks, or if a process trains it.
+    A run is kept if its folder contains anything but the manifest and initial weights: a request, which stays there
+    unless SLURM has refused it; the record of a job; or the record of an attempt. It is also kept if the file system
+    does not support locks, or if a process trains it.
 
     Args:
         runs: runs in one folder that were created for the submission.
     """
     for run in runs:
         with locks.submitting(run.path.parent) as is_locked, suppress(OSError, CnnjobError):
-            unknown = {entry.name for entry in os.scandir(run.path)} - {run.job_file.name, run.slurm_folder.name}
+            created = {run.job_file.name, run.initial_file.name, run.slurm_folder.name}
+            unknown = {entry.name for entry in os.scandir(run.path)} - created
             if is_locked and not unknown and not any(run.slurm_folder.glob("*")):
                 claims.claim(run)  # so that no other process begins to train it
                 temporary = files.temporary_name(run.path)
