@@ -14,7 +14,7 @@ ADDRESSES = ("test:0", "train:0", "val:0")
 WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "conv-64-128", "data")
 SETTINGS = (
     *("dataset", "seed", "data.pixels", "data.validation_fraction", "data.augment", "model.blocks"),
-    "model.init_from",
+    *("model.init_from", "model.init_sha256"),
     *("train.epochs", "train.batch_size", "train.learning_rate", "train.schedule"),
     *("train.schedule.cosine.warmup", "train.schedule.triangular.warmup", "train.optimiser"),
     *("train.optimiser.sgd.momentum", "train.optimiser.sgd.nesterov", "train.optimiser.adamw.beta2"),
