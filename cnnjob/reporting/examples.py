@@ -13,6 +13,7 @@ MAX_FILTERS, MAX_CHANNELS = 32, 16
 """Numbers of filters, and of channels per filter, that are kept of a convolution whose filters are not shown whole."""
 LEVELS = 16
 """Number of grey levels of a feature map."""
+_MAPS = "maps/"
 _LARGEST = np.finfo(np.float32).max
 """Maximum plausible magnitude of a weight."""
 
@@ -47,8 +48,11 @@ class Convolution:
     """All weights if the filters are shown as grey or colour images, and otherwise those of the first ``MAX_CHANNELS``
     channels of the first ``MAX_FILTERS`` filters; floating point."""
     maps: np.ndarray
-    """Feature maps of the first examples and of the first filters, uint8 (n, M, H, W) in 0..15; n is 0 if there are
-    none."""
+    """Feature maps of the first examples, uint8 (n, M, H, W) in 0..15; n is 0 if there are none."""
+    map_filters: tuple[int, ...] = ()
+    """Indices of the M filters, which are those whose maps vary most."""
+    n_constant: int = 0
+    """Number of filters whose feature map is constant for each of the n examples."""
 
 
 def classified_images(
@@ -94,28 +98,47 @@ def examples_of(
     """
     images, indices, saliency = (arrays.get(name, np.zeros(0)) for name in ("images", "indices", "saliency"))
     found = classified_images(images, indices, predictions, class_names)
-    if not found or saliency.dtype != np.uint8 or saliency.shape != images.shape[:3]:
+    fits = saliency.dtype == np.uint8 and saliency.shape == images.shape[:3] and _have_feature_maps(arrays, len(found))
+    if not found or not fits:
         raise DataError(f"{where}: not a valid examples file (its arrays do not match each other)")
     return [replace(example, saliency=values) for example, values in zip(found, saliency, strict=True)]
 
 
-def feature_maps(arrays: Mapping[str, np.ndarray], layer: str, n_filters: int) -> np.ndarray:
-    """Return a layer's feature maps in ``examples.npz``, unpacked.
+def _feature_maps(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, tuple[int, ...], int]:
+    """Return a layer's feature maps in ``examples.npz``, unpacked, their filters, and the number of constant ones.
 
     Args:
         arrays: the valid content of the file; empty if there is none.
         layer: the layer's name.
-        n_filters: the layer's number of filters.
 
     Returns:
-        uint8 (n, M, H, W) in 0..15, of n images; n is 0 if the file has no valid feature maps of this layer.
+        uint8 (n, M, H, W) in 0..15, of n images; n is 0 if the file has no feature maps of this layer. The indices of
+        the M filters. The number of filters whose maps are the same for all pixels of each image.
     """
-    packed = arrays.get(f"maps/{layer}")
-    if packed is None or packed.dtype != np.uint8 or packed.ndim != len("NMHW") or not packed.size:
-        return np.zeros((0, 0, 1, 1), np.uint8)
+    names = [name for name in arrays if name.startswith(_MAPS)]
+    if _MAPS + layer not in names:
+        return np.zeros((0, 0, 1, 1), np.uint8), (), 0
+    row, packed = names.index(_MAPS + layer), arrays[_MAPS + layer]
+    filters = tuple(int(index) for index in arrays["filters"][row] if index >= 0)
     n, _, H, W = packed.shape
     unpacked = np.stack([packed // LEVELS, packed % LEVELS], axis=2).reshape(n, -1, H, W)
-    return unpacked[: len(arrays["images"]), :n_filters]
+    return unpacked[:, : len(filters)], filters, int(arrays["constant"][row])
+
+
+def _have_feature_maps(arrays: Mapping[str, np.ndarray], n_images: int) -> bool:
+    """Return whether the arrays on feature maps in ``examples.npz`` match each other."""
+    packed = [array for name, array in arrays.items() if name.startswith(_MAPS)]
+    filters, constant = (arrays.get(name, np.zeros(0)) for name in ("filters", "constant"))
+    return (
+        all(array.dtype == np.uint8 and array.ndim == len("NMHW") and array.size > 0 for array in packed)
+        and all(len(array) <= n_images for array in packed)
+        and filters.dtype.kind == constant.dtype.kind == "i"
+        and filters.ndim == len("LM")
+        and constant.shape == (len(packed),) == filters.shape[:1]
+        and all(
+            0 < np.count_nonzero(row >= 0) <= 2 * array.shape[1] for row, array in zip(filters, packed, strict=True)
+        )
+    )
 
 
 def convolutions_of(
@@ -142,5 +165,5 @@ def convolutions_of(
         is_square = array.size > 0 and array.shape[0] == array.shape[1] and array.dtype.kind == "f"
         if not (is_square and (np.abs(shown) <= _LARGEST).all()):  # the comparison is also false for NaN
             raise DataError(f"{where}: damaged (layer {name} does not have square filters of finite numbers)")
-        found.append(Convolution(name, array.shape, shown, feature_maps(examples, name, array.shape[3])))
+        found.append(Convolution(name, array.shape, shown, *_feature_maps(examples, name)))
     return found

@@ -430,8 +430,10 @@ def example_arrays(
     Returns:
         For E ≤ ``MAX_EXAMPLES`` images, chosen by :func:`cnnjob.runs.metrics.example_images`: ``indices``, int64 (E,);
         ``images``, uint8 (E, h, w, C); and ``saliency``, uint8 (E, h, w). For each conv layer of F filters,
-        ``maps/LAYER``, uint8 (n, ⌈M / 2⌉, h', w'): the feature maps of the first n ≤ E images and of the first M ≤ F
-        filters, two per byte, that with the even index in the four high bits.
+        ``maps/LAYER``, uint8 (n, ⌈M / 2⌉, h', w'): feature maps of the first n ≤ E images and of the M ≤ F filters
+        whose maps vary most, in the order of the filters. Two are packed into a byte; the first is in the four high
+        bits. For the L layers in this order, ``filters``, int64 (L, m), has the indices of these filters, followed by
+        -1 if M < m; and ``constant``, int64 (L,), the number of filters whose maps are constant for all n images.
     """
     network, state = classifier.network, classifier.state
     H, W, C = network.image_shape
@@ -467,17 +469,22 @@ def _inspect(
 def _packed_maps(inspected: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the feature maps that ``examples.npz`` contains, given those of each image, (1, H, W, F) by layer."""
     for n, limit, side in _MAP_CHOICES:
-        arrays = {}
+        filters, constant, packed = [], [], {}
         for layer in inspected[0]:
-            maps = np.concatenate([maps[layer][..., :limit] for maps in inspected[:n]])
-            maps = np.nan_to_num(_reduce(maps, side)).transpose(0, 3, 1, 2)  # (n, M, h, w)
+            maps = np.nan_to_num(np.concatenate([maps[layer] for maps in inspected[:n]])).astype(np.float64)
+            variation = np.ptp(maps, axis=(1, 2)).max(axis=0)  # (F,)
+            chosen = np.sort(np.argsort(-variation, kind="stable")[:limit])
+            filters.append(np.pad(chosen, (0, limit - len(chosen)), constant_values=-1))
+            constant.append(np.count_nonzero(variation == 0))
+            maps = _reduce(maps[..., chosen], side).transpose(0, 3, 1, 2)  # (n, M, h, w)
             low, high = (bound(axis=(2, 3), keepdims=True) for bound in (maps.min, maps.max))
             levels = np.divide(maps - low, high - low, out=np.zeros_like(maps), where=high > low) * (_LEVELS - 1)
             levels = np.pad(levels.round().astype(np.uint8), ((0, 0), (0, maps.shape[1] % 2), (0, 0), (0, 0)))
-            arrays[f"maps/{layer}"] = levels[:, ::2] * _LEVELS + levels[:, 1::2]
-        if sum(array.nbytes for array in arrays.values()) <= _MAPS_BYTES:
+            packed[f"maps/{layer}"] = levels[:, ::2] * _LEVELS + levels[:, 1::2]
+        if sum(array.nbytes for array in packed.values()) <= _MAPS_BYTES:
             break
-    return arrays
+    rows = np.array(filters, np.int64).reshape(len(filters), limit)
+    return {"filters": rows, "constant": np.array(constant, np.int64), **packed}
 
 
 def _reduce(images: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:

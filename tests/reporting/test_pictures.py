@@ -48,9 +48,9 @@ def test_every_layer_can_be_chosen_without_a_script(run: Run) -> None:
     assert "6 filters of 3×3 pixels and 1 channel; each filter on its own scale." in text
     assert "The first 32 of 40 filters of 3×3 pixels (columns) and 6 input channels (rows)" in text
     assert "The first 32 of 40 filters of 3×3 pixels (columns) and the first 16 of 40 input channels (rows)" in text
-    assert text.count('alt="Feature maps of residual1/conv2 for this image"') == 4
-    assert "pooling: 6 feature maps in the order" in text
-    assert "pooling: the first 16 of 40 feature maps" in text
+    assert text.count('alt="Feature maps of residual1/conv2 for this image, of filters ') == 4
+    assert "pooling: 6 feature maps" in text
+    assert "pooling: the 16 of 40 feature maps that vary most" in text
     assert all(found.startswith("data:image/png;base64,") for found in re.findall(r"url\((.{0,30})", text))
 
 
@@ -94,6 +94,12 @@ def test_a_run_without_examples_says_how_to_get_them(tmp_path: Path) -> None:
         {"saliency": np.zeros((2, 6, 6), np.uint8)},
         {"saliency": np.zeros((6, 6, 6))},
         {"images": np.zeros((6, 6, 6, 2), np.uint8)},
+        {"maps/conv1": np.zeros((3, 3))},
+        {"maps/conv1": np.zeros((9, 3, 3, 3), np.uint8)},
+        {"maps/more": np.zeros((2, 3, 3, 3), np.uint8)},
+        {"filters": np.full((4, 16), -1)},
+        {"filters": np.zeros((4, 99), np.int64)},
+        {"constant": np.zeros(3, np.int64)},
     ],
 )
 def test_examples_that_do_not_fit_are_named(change: dict[str, np.ndarray], run: Run, tmp_path: Path) -> None:
@@ -105,18 +111,19 @@ def test_examples_that_do_not_fit_are_named(change: dict[str, np.ndarray], run: 
     assert "residual1/conv2" in page_of(record)
 
 
-def test_damaged_examples_and_maps_of_another_shape(run: Run, tmp_path: Path) -> None:
+def test_damaged_examples_are_named(run: Run, tmp_path: Path) -> None:
     copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
-    odd: dict[str, np.ndarray] = {
-        "maps/conv1": np.zeros((3, 3)),
-        "maps/residual1/conv1": np.zeros((9, 1, 2, 2), np.uint8),
-    }
-    folders.change_arrays(copy.examples_file, lambda arrays: arrays.update(odd))
-    record = read_record(copy, "toy")
-    assert [len(layer.maps) for layer in record.convolutions] == [0, 6, 4, 4]
-    assert "residual1/conv2" in page_of(record)
     corrupt(copy.examples_file)
     assert read_record(copy, "toy").reasons[0].startswith("examples.npz: damaged")
+
+
+def test_constant_feature_maps_are_counted(run: Run, tmp_path: Path) -> None:
+    copy = Run(Path(shutil.copytree(run.path, tmp_path / run.name)))
+    counts = {"constant": np.array([0, 1, 7, 0])}
+    folders.change_arrays(copy.examples_file, lambda arrays: arrays.update(counts))
+    text = page_of(read_record(copy, "toy"))
+    assert "that vary most (1 is constant for each of these images) in the order" in text
+    assert "that vary most (7 are constant for each of these images) in the order" in text
 
 
 def test_many_runs_show_less(run: Run) -> None:

@@ -37,6 +37,7 @@ def test_a_finished_run_has_examples(run: Run) -> None:
     assert found["saliency"].dtype == np.uint8
     assert (found["saliency"].max(axis=(1, 2)) == 255).sum() >= 4  # all ReLUs may be off for one
     assert {name: array.shape for name, array in found.items() if "/" in name} == {"maps/conv1": (4, 2, 3, 3)}
+    assert found["filters"].tolist() == [[0, 1, 2, 3] + 12 * [-1]]
 
 
 def test_they_are_what_the_network_computes(run: Run) -> None:
@@ -54,6 +55,7 @@ def test_they_are_what_the_network_computes(run: Run) -> None:
     low, high = first.min(axis=(2, 3), keepdims=True), first.max(axis=(2, 3), keepdims=True)
     share = np.where(high > low, (first - low) / np.where(high > low, high - low, 1), 0)
     assert np.abs(unpacked(found["maps/conv1"]) - 15 * share).max() <= 0.51
+    assert found["constant"].tolist() == [np.count_nonzero((high == low).all(axis=0))]
 
 
 def test_an_evaluation_on_the_own_test_images_restores_them(run: Run, tmp_path: Path) -> None:
@@ -110,5 +112,19 @@ def test_large_and_narrow_images_are_reduced() -> None:
 def test_a_network_without_convolutions_or_without_gradients_has_examples() -> None:
     dense = nn.Network.build([nn.Dense(len(CLASSES), "none", init=0.0)], (6, 6, 1))
     found = arrays_of(dense, noise(9, 6, 6, 1))
-    assert found.keys() == {"indices", "images", "saliency"}
+    assert found.keys() == {"indices", "images", "saliency", "filters", "constant"}
     assert not found["saliency"].any()
+
+
+def test_the_maps_that_vary_most_are_kept_and_dead_filters_counted() -> None:
+    network = nn.Network.build([nn.Conv(40), nn.Dense(3, activation="none")], (6, 6, 1))
+    images, pixels = noise(9, 6, 6, 1), nn.PixelNormalisation.unit(1)
+    state = nn.State(network, build_optimiser(Job.load("mnist").train), nn.NumPyBackend(nn.Workers(1)))
+    state.initialise(network, 0)
+    state.weights["conv1/weights"][..., :30] = 0
+    state.weights["conv1/weights"][..., 30:] = np.abs(state.weights["conv1/weights"][..., 30:])
+    plan = nn.EvaluationPlan(nn.NumPyBackend(nn.Workers(1)), network, state, pixels, 9)
+    classifier = predict.Classifier(network, state, plan, pixels)
+    found = predict.example_arrays(classifier, classifier.probabilities(images), images, np.arange(9) % 3)
+    assert found["filters"][0, 6:].tolist() == list(range(30, 40))
+    assert found["constant"].tolist() == [30]

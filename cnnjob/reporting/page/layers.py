@@ -38,6 +38,8 @@ class LayerPictures:
     maps: list[pictures.Sheet]
     """The feature maps of each of the first examples."""
     maps_caption: str
+    map_filters: str
+    """Numbers of the filters of the feature maps, from 1."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,18 @@ def _layer_pictures(layer: Convolution, details: tuple[int, int, int, int]) -> L
         pictures.filter_picture(weights),
         f"{caption[0].upper()}{caption[1:]}; each filter on its own scale.",
         [pictures.map_picture(each) for each in maps],
-        _limited(maps.shape[1], F, "feature map"),
+        _describe_maps(layer),
+        ", ".join(str(index + 1) for index in layer.map_filters),
     )
+
+
+def _describe_maps(layer: Convolution) -> str:
+    """Return which feature maps are shown."""
+    M, F = len(layer.map_filters), layer.shape[3]
+    shown = plural(F, "feature map") if M == F else f"the {M} of {plural(F, 'feature map')} that vary most"
+    if not layer.n_constant:
+        return shown
+    return f"{shown} ({layer.n_constant} {'is' if layer.n_constant == 1 else 'are'} constant for each of these images)"
 
 
 def _limited(shown: int, total: int, noun: str) -> str:
