@@ -56,7 +56,8 @@ def find_initial(job: Job, root: Path) -> Job:
 
     Args:
         job: a job; one without ``model.init_from`` is returned unchanged.
-        root: the folder in which runs are looked up by name.
+        root: the folder in which runs are looked up by name. ``latest`` is the most recent run, not counting fine-tuned
+            runs of jobs with the same name.
 
     Returns:
         The job; ``init_from`` is the path of a run's folder or of a file, and ``init_sha256`` is set.
@@ -70,20 +71,19 @@ def find_initial(job: Job, root: Path) -> Job:
     if not given:
         return job
     try:
-        if given == LATEST:  # which is by now a run that the same command has started
-            own = _runs_from(job, given, root)
-            unfinished = [run for run in own if not run.result_file.exists()]
-            names = {run.name for run in own}
-            path = unfinished[-1].initial_file if unfinished else resolve_run(Path(given), root, names)
-        else:
-            path = Path(given) if given.endswith(".npz") else resolve_run(Path(given), root)
+        own = set[str]()
+        if given == LATEST:  # by now, it may be a run that the same command has started, also with another seed
+            same_name = (run for run in find_runs(root) if run.name.rpartition("-")[0] == job.name)
+            own = {run.name for run in same_name if run.initial_file.exists()}
+        path = Path(given) if given.endswith(".npz") else resolve_run(Path(given), root, own)
         initial = _try_read(job, path)
     except CnnjobError as error:
         # Once a run has been created, the same command resumes it from its own copy.
-        own = _runs_from(job, given, root)
-        if not own:
+        created = _runs_from(job, given, root)
+        if not created:
             raise type(error)(f"model.init_from: {error}") from error
-        path, initial = own[-1].initial_file, read_initial(job, own[-1].initial_file)
+        path = created[-1].initial_file
+        initial = read_initial(job, path)
     model = job.model.model_copy(update={"init_from": str(path), "init_sha256": initial.sha256})
     return job.model_copy(update={"model": model})
 
