@@ -98,8 +98,10 @@ class _Light:
         params = self.get_params(ctx)  # type: ignore[attr-defined]
         has_groups = sum(param.param_type_name == "option" for param in params) > MANY_OPTIONS
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
-        for param in params:
-            name, text = param.get_help_record(ctx)
+        for param, record in ((param, param.get_help_record(ctx)) for param in params):
+            if record is None:  # hidden
+                continue
+            name, text = record
             text = text.replace("x>=", "at least ")
             if param.param_type_name == "argument":
                 sections["Arguments"].append((name.partition(" <")[0], text))

@@ -221,7 +221,7 @@ def evaluate(
     count = evaluation.counts.sum()
     mean = ["mean of the classes", *(f"{value:.4f}" for value in means), f"{count}"]
     print_table(["class", "precision", "recall", "F1", "support"], [*rows, mean])
-    typer.echo(f"\n{run}: accuracy {100 * accuracy:.2f} %, loss {loss:.4f} on {count:,} {split} images of {dataset}")
+    typer.echo(f"\n{run}: accuracy {100 * accuracy:.2f} %, loss {loss:z.4f} on {count:,} {split} images of {dataset}")
     typer.echo(f"written to {evaluation.path}; the confusion matrix is in {evaluation.path.stem}.csv")
 
 

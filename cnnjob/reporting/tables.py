@@ -142,7 +142,7 @@ def format_interval(interval: Interval | None, factor: float, digits: int) -> st
     if interval is None:
         return "–"
     half = "" if interval.half_width is None else f" ± {factor * interval.half_width:.{digits}f}"
-    return f"{factor * interval.mean:.{digits}f}{half}"
+    return f"{factor * interval.mean:z.{digits}f}{half}"
 
 
 def groups_as_markdown(groups: Sequence[Group]) -> str:

@@ -181,7 +181,7 @@ class Evaluation:
         weakest, (accuracy, loss, *_) = int(f1.argmin()), self.overall
         return three_lines(
             f"Evaluation of {self.path.parents[1]} on the {self.split} images of {self.dataset.name}",
-            f"  accuracy {100 * accuracy:.2f} %, loss {loss:.4f}, {self.counts.sum():,} images",
+            f"  accuracy {100 * accuracy:.2f} %, loss {loss:z.4f}, {self.counts.sum():,} images",
             f"  lowest F1: class {self.class_names[weakest]}, {f1[weakest]:.4f}",
         )
 
@@ -303,7 +303,7 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
     expected, found = tuple(data["image_shape"]), dataset.image_shape
     if found != expected:
         shapes = ["×".join(map(str, shape)) for shape in (expected, found)]
-        advice = f"Prepare its source again with --size {expected[0]}x{expected[1]}"
+        advice = f"Choose another dataset, or prepare a folder of images with --size {expected[0]}x{expected[1]}"
         if found[2] != expected[2]:
             advice = f"Choose a dataset of {'grey' if expected[2] == 1 else 'colour'} images"
         raise JobError(f"{dataset.path}: {run.path} requires images of shape {shapes[0]} (found {shapes[1]}). {advice}")

@@ -110,7 +110,7 @@ class ProgressText:
         """Record that a step has ended, and return the text with as many parts as fit into ``width`` characters."""
         self._estimate.step(epoch, step)
         counts = [f"epoch {epoch}/{self._epochs}", f"step {step}/{self._steps}"]
-        loss = [f"loss {self._loss_sum / self._n_losses:.3f}"] if self._n_losses else []
+        loss = [f"loss {self._loss_sum / self._n_losses:z.3f}"] if self._n_losses else []
         accuracy = [self._accuracy] if self._accuracy else []
         both, total = list[str](), list[str]()
         if left := self._estimate.seconds_left():
@@ -136,7 +136,7 @@ class ProgressText:
             if name in record:
                 self._accuracy = f"{label} {100 * record[name]:.1f} %"
                 break
-        parts = [f"epoch {record['epoch']}/{self._epochs}", f"loss {record['train_loss']:.3f}", self._accuracy]
+        parts = [f"epoch {record['epoch']}/{self._epochs}", f"loss {record['train_loss']:z.3f}", self._accuracy]
         return " · ".join(filter(None, parts))
 
 
@@ -228,7 +228,7 @@ class TimeEstimate:
 
 def format_loss(loss: float) -> str:
     """Return a loss with four decimal places, or in scientific notation if training has diverged."""
-    return f"{loss:.4f}" if abs(loss) < _DIVERGED else f"{loss:.3e}"
+    return f"{loss:z.4f}" if abs(loss) < _DIVERGED else f"{loss:.3e}"
 
 
 def format_epoch(record: dict[str, Any], epochs: int) -> str:

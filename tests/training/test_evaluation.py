@@ -93,7 +93,7 @@ def test_classes_in_another_order_are_matched_by_name_and_others_by_position(run
 
 def test_a_dataset_that_does_not_fit_the_network_is_refused(run: Run, tmp_path: Path) -> None:
     small = variant(tmp_path / "small.h5", side=5)
-    with pytest.raises(JobError, match=r"requires images of shape 6×6×1 \(found 5×5×1\)\. Prepare .* --size 6x6"):
+    with pytest.raises(JobError, match=r"requires images of shape 6×6×1 \(found 5×5×1\)\. Choose .* --size 6x6"):
         evaluate(run, small)
     coloured = variant(tmp_path / "coloured.h5", channels=3)
     with pytest.raises(JobError, match=r"shape 6×6×1 \(found 6×6×3\)\. Choose a dataset of grey images"):

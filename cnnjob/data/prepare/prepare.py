@@ -184,11 +184,11 @@ def _require_known(name: str, source: str | Path | None) -> None:
         )
     if name in known:
         return
-    near = closest_name(name, (*known, *(path.name for path in Path().glob("*/"))))
+    near = closest_name(name, (*_ENTRIES, *(path.name for path in Path().glob("*/"))))
     is_capitalised = name.lower() in known
     if source is not None and not is_capitalised and "/" not in name:
         return
-    hint = f"Did you mean {near}?" if near else f"Specify a folder, or one of {', '.join(known)}"
+    hint = f"Did you mean {near}?" if near else f"Specify a folder, or one of {', '.join(_ENTRIES)}"
     raise DataError(f"{name}: no such dataset, folder or archive. {hint}")
 
 

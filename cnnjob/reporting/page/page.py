@@ -146,7 +146,7 @@ def _duration(seconds: Any) -> str:
 
 
 def _fixed(value: Any, digits: int = 4) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+    return f"{value:z.{digits}f}" if isinstance(value, int | float) else ""
 
 
 def _headings(section: str) -> list[tuple[str, Any]]:
