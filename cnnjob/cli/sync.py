@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnjob.cli import options as opt
-from cnnjob.cli.screen import print_json, print_table
+from cnnjob.cli.screen import print_json, print_table, print_warning
 from cnnjob.cli.status import UNFINISHED_STATES, WATCH_SECONDS
-from cnnjob.errors import DataError, JobError, plural
+from cnnjob.errors import CnnjobError, DataError, JobError, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +59,14 @@ def sync(
                 raise DataError(f"{names}: no runs found. To train one:\n  cnnjob train JOB")
             # Before the runs are read, so that nothing is missed of a run that ends meanwhile.
             is_over = not watch or _have_ended(found)
-            synced = list(sync_runs(found, tool, out))
-            _print(synced, to, as_json=as_json, only_new=watch and not is_over)
+            try:
+                synced = list(sync_runs(found, tool, out))
+                _print(synced, to, as_json=as_json, only_new=watch and not is_over)
+            except CnnjobError as error:
+                # A network that is down for a while does not end the watching.
+                if is_over or isinstance(error, JobError):
+                    raise
+                print_warning(f"{error}")
             if is_over:
                 return
             time.sleep(WATCH_SECONDS)
@@ -124,7 +130,10 @@ def _print(synced: "Sequence[Synced]", to: str, *, as_json: bool, only_new: bool
     if only_new:
         return
     new = sum(each.new_epochs for each in synced)
-    typer.echo(f"{plural(len(synced), 'run')}: {plural(new, 'new epoch')} sent to {to}")
+    sent = "nothing new"
+    if new or any(each.new_result for each in synced):
+        sent = f"{plural(new, 'new epoch')} sent to {to}"
+    typer.echo(f"{plural(len(synced), 'run')}: {sent}")
     if urls := sorted({each.url.rpartition("/runs/")[0] for each in synced if each.url}):
         typer.echo("\n".join(urls))
         return

@@ -59,6 +59,18 @@ def tree() -> set[str]:
 
 
 @pytest.mark.usefixtures("nowhere")
+def test_copies_of_removed_runs_for_other_tools() -> None:
+    run = finished_run(Path("runs"))
+    for folder in ("runs/.tensorboard", "runs/.wandb"):
+        made(Path(folder, run.name, "sent.json"))
+        made(Path(folder, "gone-12345678", "sent.json"))
+    assert listed() == {
+        "runs/.tensorboard/gone-12345678": "copy for tensorboard of a run that has been removed",
+        "runs/.wandb/gone-12345678": "copy for wandb of a run that has been removed",
+    }
+
+
+@pytest.mark.usefixtures("nowhere")
 def test_temporary_files_of_processes_that_are_gone() -> None:
     here, host = socket.gethostname(), "another.host-2"
     run = stopped_run(Path("runs"))

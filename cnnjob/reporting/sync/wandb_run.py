@@ -71,8 +71,6 @@ def _send_session(folder: Path, update: Update, project: str) -> str:
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        # The folder of a session is named by the time in seconds.
-        x_sync_dir_suffix=str(update.number),
         # W&B shows an unfinished run as running, and as crashed when nothing has been sent for some minutes.
         x_update_finish_state=update.has_result or record.row["state"] == "failed",
     )
