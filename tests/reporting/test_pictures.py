@@ -61,11 +61,11 @@ def test_the_pictures_show_the_stored_numbers(run: Run) -> None:
     hottest = np.asarray(decoded(shown.examples[0].saliency_url).convert("RGB"), int).sum(axis=-1)
     assert hottest.ravel()[stored["saliency"][0].argmax()] == hottest.max()
     sheet = decoded(shown.layers[0].maps[1].url)
-    assert sheet.size == (6 * 13 + 1, 14)  # six maps of 3×3 pixels in a row, four times as large, each in a frame
+    assert sheet.size == (6 * 25 + 1, 26)  # six maps of 3×3 pixels in a row, eight times as large, each in a frame
     indices = np.asarray(sheet)
     assert (indices[0] == 16).all()
     for at, pair in enumerate(stored["maps/conv1"][1]):
-        high, low = (indices[1:13:4, left : left + 12 : 4] for left in (26 * at + 1, 26 * at + 14))
+        high, low = (indices[1:25:8, left : left + 24 : 8] for left in (50 * at + 1, 50 * at + 26))
         assert (high * 16 + low == pair).all()
 
 
@@ -150,3 +150,5 @@ def test_only_what_is_shown_of_large_layers_is_kept() -> None:
         "The first 32 of 600 filters of 3×3 pixels (columns) and the first 16 of 512"
     )
     assert sum(len(each.filters.url) for each in shown.layers) < 40_000
+    record.convolutions *= 5
+    assert len(layers.build_network_pictures(record, 1).layers) == layers.MAX_LAYERS

@@ -1,6 +1,8 @@
 """The pictures of a run's network: filters and feature maps of each convolution, and saliency maps of test images."""
 
+import sys
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cnnjob.errors import plural
 from cnnjob.reporting.examples import ClassifiedImage, Convolution
@@ -10,13 +12,28 @@ from cnnjob.reporting.record import Record
 
 MAX_RUNS_WITH_LAYERS = 20
 """With more runs on the page, only the filters of the first convolution are shown."""
-_DETAILS = ((5, 64, 32, 16, 4), (MAX_RUNS_WITH_LAYERS, 64, 16, 8, 2), (10**9, 64, 0, 0, 0))
-"""Limits on the pictures of a run. Each row applies up to a number of runs on the page.
-
-A row contains this number of runs, the number of filters that are shown as one image each, the numbers of filters and
-of channels of a layer whose filters are shown channel by channel, and the number of images with feature maps.
-"""
+MAX_LAYERS = 64
+"""Maximum number of convolutions of a run that are shown."""
+_WHOLE_FILTERS = 64
+"""Maximum number of filters of a layer whose filters are each shown as one image."""
 _IMAGE_PIXELS = 64
+"""Maximum width and height of a test image."""
+
+
+class _Limits(NamedTuple):
+    """Limits on the pictures of a run."""
+
+    runs: int
+    """Number of runs on the page up to which these limits apply."""
+    filters: int
+    """Number of filters of a layer whose filters are shown channel by channel."""
+    channels: int
+    """Number of channels of each of these filters."""
+    images: int
+    """Number of test images with feature maps."""
+
+
+_LIMITS = (_Limits(5, 32, 16, 4), _Limits(MAX_RUNS_WITH_LAYERS, 16, 8, 2), _Limits(sys.maxsize, 16, 8, 0))
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class NetworkPictures:
     layers: list[LayerPictures] = field(default_factory=list)
     examples: list[ExamplePicture] = field(default_factory=list)
     n_convolutions: int = 0
-    """Number of convolutions; larger than the number of layers if there are many runs."""
+    """Number of convolutions; larger than the number of layers if there are many runs or many convolutions."""
     lacks_examples: bool = False
     """True if the run is finished and has no ``examples.npz``."""
 
@@ -64,46 +81,42 @@ def build_network_pictures(record: Record, n_runs: int) -> NetworkPictures:
     Returns:
         The pictures; without layers if the network has no convolutions or if they are not in the record.
     """
-    details = next(row[1:] for row in _DETAILS if n_runs <= row[0])
-    shown = record.convolutions if n_runs <= MAX_RUNS_WITH_LAYERS else record.convolutions[:1]
-    examples = record.examples if n_runs <= MAX_RUNS_WITH_LAYERS else []
+    limits = next(limits for limits in _LIMITS if n_runs <= limits.runs)
+    has_all = n_runs <= MAX_RUNS_WITH_LAYERS
     return NetworkPictures(
-        [_layer_pictures(layer, details) for layer in shown],
+        [_layer_pictures(layer, limits) for layer in record.convolutions[: MAX_LAYERS if has_all else 1]],
         [
             ExamplePicture(
                 each,
                 pictures.thumbnail(each.image, _IMAGE_PIXELS, None),
                 "" if each.saliency is None else pictures.saliency_picture(each.saliency),
             )
-            for each in examples
+            for each in (record.examples if has_all else [])
         ],
         len(record.convolutions),
-        n_runs <= MAX_RUNS_WITH_LAYERS and bool(record.convolutions) and not record.example_arrays,
+        has_all and bool(record.convolutions) and not record.example_arrays,
     )
 
 
-def _layer_pictures(layer: Convolution, details: tuple[int, int, int, int]) -> LayerPictures:
-    max_whole, max_filters, max_channels, max_images = details
+def _layer_pictures(layer: Convolution, limits: _Limits) -> LayerPictures:
     K, _, C, F = layer.shape
     of_pixels = f"of {K}×{K} pixels"
     if C in PICTURE_CHANNELS:
-        weights = layer.weights[..., :max_whole]
+        weights = layer.weights[..., :_WHOLE_FILTERS]
         caption = f"{_limited(weights.shape[3], F, 'filter')} {of_pixels} and {plural(C, 'channel')}"
     else:
-        # With many runs on the page, only the first convolution is shown, whatever its channels.
-        weights = layer.weights[:, :, : max_channels or 8, : max_filters or 16]
+        weights = layer.weights[:, :, : limits.channels, : limits.filters]
         axes = ("columns", "rows") if weights.shape[3] >= weights.shape[2] else ("rows", "columns")
         filters, channels = (
             _limited(n, total, name)
             for n, total, name in zip(weights.shape[:1:-1], (F, C), ("filter", "input channel"), strict=True)
         )
         caption = f"{filters} {of_pixels} ({axes[0]}) and {channels} ({axes[1]})"
-    maps = layer.maps[:max_images]
     return LayerPictures(
         layer.name,
         pictures.filter_picture(weights),
         f"{caption[0].upper()}{caption[1:]}; each filter on its own scale.",
-        [pictures.map_picture(each) for each in maps],
+        [pictures.map_picture(each) for each in layer.maps[: limits.images]],
         _describe_maps(layer),
         ", ".join(str(index + 1) for index in layer.map_filters),
     )

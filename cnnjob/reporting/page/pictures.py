@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 MAPS_PER_ROW = 8
-_MIN_MAP_SIDE = 12
+_MIN_MAP_SIDE = 24
 """Side length in pixels up to which small feature maps are enlarged."""
 _GREY_STEP = 17
 """Difference between two of the 16 grey levels of an indexed image."""
