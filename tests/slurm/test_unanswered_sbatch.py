@@ -1,6 +1,9 @@
 """An sbatch that does not answer, or says more than the number of the job."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +211,63 @@ def test_a_sweep_through_a_wrapper_that_talks(counting_slurm: FakeSlurm) -> None
     counting_slurm.install(sbatch=f'{NOISE}; echo "Submitted batch job 17"; {NOISE}')
     found = cnnjob("submit", "toy.toml", "--seeds", "2")
     assert found.stdout.count("submitted as job 17_") == 2, found.output
+
+
+ROUNDS = 30
+RACE = """
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from random import random
+from time import sleep
+from cnnjob.data.dataset import Dataset
+from cnnjob.errors import BusyError, DataError
+from cnnjob.runs.claims import claim
+from cnnjob.runs.creation import create_run
+from cnnjob.runs.run import Run
+from cnnjob.slurm.submit.submission import remove_unused
+from tests.helpers.toy_jobs import job
+data, root = Dataset.open(Path("data/toy.h5")), Path("runs")
+start = get_context("fork").Barrier(2)
+
+def refuse():
+    for seed in range(ROUNDS):
+        start.wait()
+        known, run = set(Run.all(root)), create_run(job(seed=seed), data, root)
+        sleep(0.004 * random())
+        remove_unused([run] if run not in known else [])
+
+def train():
+    for seed in range(ROUNDS):
+        start.wait()
+        sleep(0.02 * random())
+        run = create_run(job(seed=seed), data, root)
+        try:
+            held = claim(run)
+        except (BusyError, DataError):
+            continue
+        run.log_file.write_text(run.manifest()["digest"])
+        held.end("stopped: SIGTERM", 5)
+        print(run.name, flush=True)
+
+other = get_context("fork").Process(target=refuse)
+other.start()
+train()
+other.join()
+assert other.exitcode == 0
+""".replace("ROUNDS", str(ROUNDS))
+
+
+@pytest.mark.usefixtures("counting_slurm")
+def test_no_run_that_is_trained_is_removed_at_the_same_time() -> None:
+    """Each run is whole, with the work of its process, or gone."""
+    words = [sys.executable, "-c", RACE]
+    variables = {**os.environ, "PYTHONPATH": str(Path(submission.__file__).parents[3])}
+    done = subprocess.run(words, capture_output=True, text=True, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    trained = done.stdout.split()
+    assert len(trained) > 0
+    for run in Run.all(Path("runs")):
+        assert run.manifest()["digest"]
+        assert (run.name in trained) == run.log_file.exists()
+    assert set(trained) <= {run.name for run in Run.all(Path("runs"))}
