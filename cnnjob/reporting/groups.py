@@ -132,7 +132,7 @@ def _with_labels(groups: list[Group]) -> list[Group]:
     """Label each group by its job and distinguishing settings; if that label is too long, by its job and a number."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
-    distinguishing = {job: differing_settings(settings) for job, settings in peers.items()}
+    distinguishing = {job: _distinguishing_settings(settings) for job, settings in peers.items()}
     labels = []
     for group, job in zip(groups, jobs, strict=True):
         keys = distinguishing[job]
@@ -142,6 +142,23 @@ def _with_labels(groups: list[Group]) -> list[Group]:
         replace(group, label=label if len(label) <= _MAX_LABEL_LETTERS else f"{job} {number}")
         for number, (group, label, job) in enumerate(zip(groups, labels, jobs, strict=True), start=1)
     ]
+
+
+def _distinguishing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys that distinguish groups of the same job.
+
+    Whether an optional table is present, such as ``early_stopping``, counts only if the groups do not differ otherwise:
+    a table without effect is omitted from a job, for example if the job has fewer epochs than the table's patience.
+    """
+    keys = differing_settings(settings)
+    fewer = [
+        key
+        for key in keys
+        if {repr(values.get(key)) for values in settings} - {"None", "True"}
+        or any(other.startswith(f"{key}.") for other in keys)
+    ]
+    rows = {canonical_json([values.get(key) for key in fewer]) for values in settings}
+    return fewer if len(rows) == len(settings) else keys
 
 
 def _job(group: Group) -> str:

@@ -136,6 +136,16 @@ def test_a_table_that_some_leave_out_is_one_difference() -> None:
     assert [one.settings for one in both] == [{"batch_norm.momentum": 0.1}, {"batch_norm.momentum": 0.4}]
 
 
+def test_a_table_without_effect_is_not_in_the_label_if_the_groups_differ_otherwise() -> None:
+    full: dict[str, Any] = {"train.epochs": 12, "train.early_stopping.patience": 5}
+    short: dict[str, Any] = {"train.epochs": 2, "train.early_stopping": None}
+    assert [one.label for one in group_runs([record(0.6, **full), record(0.5, **short)])] == ["epochs 12", "epochs 2"]
+    never = full | {"train.early_stopping": None}
+    del never["train.early_stopping.patience"]
+    found = group_runs([record(0.6, **full), record(0.5, **never)])
+    assert [one.label for one in found] == ["early_stopping true", "early_stopping –"]
+
+
 def test_differing_settings_and_their_names() -> None:
     assert differing_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": None}, {"a": 1, "b": 2, "c": 4}]) == ["b", "c"]
     assert short_names(["train.rate", "model.1.init", "model.2.init"]) == {
