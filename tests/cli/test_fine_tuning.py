@@ -130,3 +130,16 @@ def test_a_wrong_value_is_said(here: Path, value: str, message: str) -> None:
     alone = cnnjob("show", "toy.toml", "--set", f"model.init_sha256={'a' * 64}")
     assert "model.init_sha256: has no effect without init_from. Set init_from, or omit init_sha256" in alone.stderr
     assert here.exists()
+
+
+def test_the_same_sweep_from_the_latest_run_finds_its_runs_again(parents: list[str]) -> None:
+    sweep = ("submit", "toy.toml", "--local", "--seeds", "2", "--set", f"{FROM}latest", *QUICK)
+    first = cnnjob(*sweep)
+    assert first.exit_code == 0, first.output
+    again = cnnjob(*sweep).stdout
+    assert again.count("finished, left alone") == 2
+    more = cnnjob(*sweep[:4], "3", *sweep[5:]).stdout
+    assert more.count("finished, left alone") == 2
+    assert more.count("will be trained here") == 1
+    for said in (first.stdout, again, more):
+        assert re.findall(r"initial weights: (\S+)", said) in ([parents[0]], [parents[1]])
