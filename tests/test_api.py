@@ -28,6 +28,8 @@ def test_the_verbs_do_what_the_commands_do() -> None:
     stopped = stopped_run(Path("elsewhere"))
     reported = cnnjob.report([stopped], Path("some"))  # a whole folder is reported by the README's notebook
     assert ([row["run"] for row in reported.rows], Path("some/index.html").exists()) == ([stopped.name], True)
+    drawn = cnnjob.report([stopped], Path("some"), figures=["pdf"])
+    assert {path.suffix for path in drawn.files} & {".png", ".svg", ".pdf"} == {".pdf"}
 
 
 @pytest.mark.usefixtures("no_slurm")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from cnnjob.errors import DataError
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
 from cnnjob.training.predict import read_image_array
+from tests.helpers import run_folders as folders
 from tests.helpers.cli import JOB, cnnjob
 from tests.helpers.toy_jobs import corrupt, dataset
 
@@ -422,6 +424,41 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert accuracy > 96
     assert lines[-2].startswith("Open report/index.html in a browser")
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+@pytest.mark.usefixtures("here")
+def test_figures_are_drawn_in_the_formats_that_are_asked_for() -> None:
+    folders.finished_run(Path("runs"))
+
+    def suffixes() -> set[str]:
+        return {path.suffix for path in Path("report").rglob("*")} & {".png", ".svg", ".pdf"}
+
+    plain = process("report")
+    assert (plain.stderr, suffixes()) == ("", set())  # no bar without a terminal
+    assert cnnjob("report", "--format", "svg, PDF").exit_code == 0
+    assert suffixes() == {".svg", ".pdf"}
+    assert cnnjob("report", "--figures").exit_code == 0
+    assert suffixes() == {".png", ".svg", ".pdf"}
+    refused = process("report", "--format", "png,jpg")
+    assert refused.returncode == 2
+    assert "report: not a format of figures (found 'jpg'). Use one or more of png, svg, pdf" in refused.stderr
+
+
+@pytest.mark.usefixtures("here")
+def test_on_a_terminal_a_report_shows_its_progress() -> None:
+    folders.finished_run(Path("runs"))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cnnjob", "report", "--format", "png"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody has open
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    assert b"drawing figures" in shown
+    assert b"reading runs" in shown
+    assert b"open it in a browser" in done.stdout
 
 
 @pytest.mark.usefixtures("here")

@@ -144,7 +144,7 @@ def test_a_confusion_matrix_names_and_counts() -> None:
     counted = [(text.get_text(), *text.get_position()) for text in matrix.texts if text.get_text()[0].isdecimal()]
     assert counted == [("1,234", 0.5, 0.5), ("6", 1.5, 0.5), ("1", 0.5, 1.5), ("2", 1.5, 1.5), ("1", 2.5, 1.5)]
     names = [text.get_text() for text in matrix.texts if not text.get_text()[0].isdecimal()]
-    assert names == [*("ant", "ant", "bee", "bee", "cat", "cat"), "true class", "predicted class"]
+    assert names == [*("ant", "bee", "cat") * 2, "true class", "predicted class"]
     cells = np.asarray(matrix.images[0].get_array())[4::8, 4::8, :3].astype(int).sum(axis=-1)  # lighter is larger
     assert (cells[2] == cells[0, 2]).all()  # no image
     assert cells[0, 0] < cells[1, 1] < cells[1, 0] == cells[1, 2] < cells[0, 2]
@@ -167,7 +167,7 @@ def test_a_hundred_classes_are_named_without_overlap_and_not_counted() -> None:
     labels = [text for text in figure.axes[0].texts if text.get_horizontalalignment() == "right"]
     boxes = [label.get_window_extent() for label in labels]
     assert [label.get_text() for label in labels] == [f"class {k}" for k in range(100)]
-    assert len(figure.axes[0].texts) == 2 * 100 + 2
+    assert len(figure.axes[0].texts) == 100 + 50 + 2
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes))
     assert all(box.x0 >= 0 for box in boxes)
 
@@ -270,7 +270,7 @@ def test_strange_names_are_printed_as_they_are(kind: plots.Format) -> None:
 def test_files_open_and_equal_figures_give_equal_files() -> None:
     first, again = (run_figure(curve(best_epoch=2)) for _ in range(2))
     png, svg = plots.to_bytes(first, "png"), plots.to_bytes(first, "svg")
-    assert Image.open(io.BytesIO(png)).size == (2283, 652)
+    assert Image.open(io.BytesIO(png)).size == (1991, 532)
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     assert (plots.to_bytes(again, "png"), plots.to_bytes(again, "svg")) == (png, svg)
     assert b"dc:date" not in svg
