@@ -314,6 +314,8 @@ def test_wandb_groups_seeds_and_shows_a_changed_history_as_a_new_run(tmp_path: P
     assert [row["_step"] for row in again["history"] if "epoch" in row] == [1, 2, 3, 4]
     assert again["config"]["seed"] == 0
     assert again["run"].project == "mine"
+    [again_in_another, _] = to_wandb(tmp_path, "--project", "other", "--out", "runs/.wandb")
+    assert again_in_another["new_epochs"] == 4
     groups = {sent["run"].run_group for runs in found.values() for sent in runs.values()}
     assert len(groups) == 1
 

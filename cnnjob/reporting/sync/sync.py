@@ -73,6 +73,8 @@ class Tool(Protocol):
     """A tool that receives runs."""
 
     name: str
+    project: str
+    """The project to which the runs are sent; empty if the tool has none."""
 
     def send(self, folder: Path, update: Update, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send an update.
@@ -97,6 +99,8 @@ class _Entry(Fields):
     epochs: list[str]
     """A digest of each epoch's metrics."""
     result: bool
+    project: str = ""
+    """For W&B: the project; what was sent to another project is sent again."""
     file: str = ""
     """For TensorBoard: the event file."""
     bytes: Count = 0
@@ -183,7 +187,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _sync_run(run: Run, tool: Tool, folder: Path) -> Synced:
     sent, stamps = _read_sent(folder / SENT_FILE), _file_stamps(run)
-    received = _received(sent.updates, folder)
+    received = _received(sent.updates, folder, tool.project)
     entries = [entry.model_dump() for entry in received]
     nothing = Synced(
         folder.name, sent.state, new_epochs=0, epochs=len(_epochs(received)), new_result=False, problem="",
@@ -200,6 +204,7 @@ def _sync_run(run: Run, tool: Tool, folder: Path) -> Synced:
         entry = {
             "number": update.number, "generation": update.generation, "settings": update.has_settings,
             "first_epoch": update.first_epoch, "epochs": digests, "result": update.has_result,
+            "project": tool.project,
         }  # fmt: skip
         for written in tool.send(folder, update, entry):
             files.write_json(folder / SENT_FILE, {"run": {}, "state": state, "updates": [*entries, written]})
@@ -234,13 +239,13 @@ def _file_stamps(run: Run) -> dict[str, list[int]]:
     return stamps
 
 
-def _received(entries: Sequence[_Entry], folder: Path) -> list[_Entry]:
+def _received(entries: Sequence[_Entry], folder: Path, project: str) -> list[_Entry]:
     """Return the updates that the tool has received, without those that follow a missing one."""
     received: list[_Entry] = []
     for entry in entries:
         path = folder / entry.file
         is_file = bool(entry.file) and path.is_file() and path.stat().st_size == entry.bytes
-        if not (is_file or entry.received):
+        if not (is_file or entry.received) or entry.project != project:
             break
         received.append(entry)
     return received

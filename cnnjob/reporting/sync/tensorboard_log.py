@@ -26,6 +26,7 @@ class TensorBoard:
     """Writes one event file per update."""
 
     name = "tensorboard"
+    project = ""
 
     def __init__(self) -> None:
         """Check that the tensorboard package is installed.

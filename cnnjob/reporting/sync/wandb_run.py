@@ -28,7 +28,7 @@ class WeightsAndBiases:
         Raises:
             CnnjobError: it is not installed.
         """
-        self._project = project or os.environ.get("WANDB_PROJECT") or PROJECT
+        self.project = project or os.environ.get("WANDB_PROJECT") or PROJECT
         require_package(self.name)
 
     def send(self, folder: Path, update: Update, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -42,7 +42,7 @@ class WeightsAndBiases:
         # If this process is killed before the second entry, the update is sent again. W&B ignores the steps it has.
         yield entry
         try:
-            url = _send_session(folder, update, self._project)
+            url = _send_session(folder, update, self.project)
         except (wandb.errors.Error, OSError) as error:
             raise CnnjobError(
                 f"{update.run.path}: W&B does not accept the run ({error}). Log in with wandb login, or set "
