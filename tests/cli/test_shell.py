@@ -70,6 +70,8 @@ def test_every_help_has_an_example_and_a_word_on_every_option(name: str) -> None
     assert len(about) <= NARROW
     assert re.search(rf"^Example: cnnjob {name}\b", text, re.MULTILINE)
     for param in command(name).params:
+        if param.hidden:
+            continue
         assert param.help, f"{name}: {param.name}"
         assert param.help.endswith("."), f"{name}: {param.name}"
 
