@@ -36,7 +36,9 @@ def prepare(
             help="A known dataset; a folder, archive or array file of images; or, with --source, any name.",
         ),
     ],
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", hidden=True)] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", hidden=True, help="The image folder, if NAME is 'folder'.")
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(
