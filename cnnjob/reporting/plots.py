@@ -71,7 +71,7 @@ _STYLE = {
 }
 _METADATA: dict[Format, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _FONT = "DejaVu Sans"
-_LETTERS = ((0x20, 0x24F), (0x370, 0x3FF), (0x2010, 0x2044), (0x2190, 0x2193), (0x2212, 0x2212), (0x2605, 0x2605))
+_LETTERS = ((0x20, 0x7E), (0xA0, 0xFF), (0x2013, 0x2014), (0x2026, 0x2026), (0x2212, 0x2212), (0x2605, 0x2605))
 _NAME_LENGTH = 40
 _LETTER = 0.075
 """Width of a letter of 9 points, in inches; that of most letters is less."""
@@ -104,7 +104,7 @@ def _font_families() -> list[str]:
     """Return the fonts of the figures: a small copy of Matplotlib's own font, and that font for rare letters.
 
     To embed a few letters, Matplotlib parses the whole font for each PDF file, which takes as long as the drawing. The
-    copy has the letters of the Latin and Greek scripts, and is deleted when the process ends.
+    copy has the letters of Western European languages, and is deleted when the process ends.
     """
     from fontTools import subset
     from matplotlib import font_manager
