@@ -50,13 +50,15 @@ def sync(
     from cnnjob.reporting.sync.sync import sync as sync_runs
     from cnnjob.runs.summary import find_runs
 
-    tool = _tool(to, project)
+    _require_tool(to, project)
+    tool = None
     try:
         while True:
             found = find_runs(*(runs or [opt.RUNS_FOLDER]))
             if not found:
                 names = " ".join(map(str, runs or [opt.RUNS_FOLDER]))
                 raise DataError(f"{names}: no runs found. To train one:\n  cnnjob train JOB")
+            tool = tool or _tool(to, project)
             # Before the runs are read, so that nothing is missed of a run that ends meanwhile.
             is_over = not watch or _have_ended(found)
             try:
@@ -75,26 +77,30 @@ def sync(
             raise
 
 
-def _tool(name: str, project: str | None) -> "Tool":
-    """Return the tool that ``--to`` names.
+def _require_tool(name: str, project: str | None) -> None:
+    """Check ``--to`` and ``--project``.
 
     Raises:
         JobError: there is no such tool, or it has no projects.
     """
     from cnnjob.runs.run import SYNC_FOLDERS
 
+    if name not in SYNC_FOLDERS:
+        found = f"unknown tool (found {name})" if name else "no tool specified"
+        raise JobError(f"sync --to: {found}. Choose from {', '.join(SYNC_FOLDERS)}")
+    if project and name == "tensorboard":
+        raise JobError("sync --project: TensorBoard has no projects. Omit --project, or use --to wandb")
+
+
+def _tool(name: str, project: str | None) -> "Tool":
+    """Return the tool that ``--to`` names; its package is imported."""
     if name == "tensorboard":
         from cnnjob.reporting.sync.tensorboard_log import TensorBoard
 
-        if project:
-            raise JobError("sync --project: TensorBoard has no projects. Omit --project, or use --to wandb")
         return TensorBoard()
-    if name == "wandb":
-        from cnnjob.reporting.sync.wandb_run import WeightsAndBiases
+    from cnnjob.reporting.sync.wandb_run import WeightsAndBiases
 
-        return WeightsAndBiases(project)
-    found = f"unknown tool (found {name})" if name else "no tool specified"
-    raise JobError(f"sync --to: {found}. Choose from {', '.join(SYNC_FOLDERS)}")
+    return WeightsAndBiases(project)
 
 
 def _have_ended(runs: "Sequence[Run]") -> bool:

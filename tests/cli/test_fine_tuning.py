@@ -25,10 +25,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs, of two seeds."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "data").mkdir()
+        dataset(folder / "data")
+        (folder / "toy.toml").write_text(JOB)
+        assert cnnjob("submit", "toy.toml", "--local", "--seeds", "2", "--set", "train.epochs=3").exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def parents(here: Path) -> list[str]:
-    """The names of two finished runs, of two seeds."""
-    assert cnnjob("submit", "toy.toml", "--local", "--seeds", "2", "--set", "train.epochs=3").exit_code == 0
+def parents(here: Path, trained: Path) -> list[str]:
+    """The names of two finished runs, of two seeds, in copies of their folders."""
+    shutil.copytree(trained / "runs", here / "runs")
     return sorted(path.name for path in (here / "runs").iterdir() if path.name.startswith("toy-"))
 
 
