@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ def commands() -> Iterator[str]:
         yield from (line for line in lines if re.match(PROGRAMS, line))
 
 
+def job_of_the_readme() -> str:
+    """The job that the README shows."""
+    [block] = re.findall(r"^ {4}dataset = .*\n(?: {4}.*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    return textwrap.dedent(block)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Someone with a folder of small sources in the originals' formats, who types commands there."""
@@ -53,6 +60,8 @@ class Reader:
         sources.write_tar(folder / "cifar10.tar.xz", members, "w:xz")
         for place in ("train/cats", "train/dogs", "test/cats", "test/dogs"):
             sources.write_images(folder / "pets" / place, 4)
+        (folder / "jobs").mkdir()
+        (folder / "jobs" / "mine.toml").write_text(job_of_the_readme())
         return cls(folder)
 
     @property
