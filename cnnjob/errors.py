@@ -111,7 +111,7 @@ def shorten_middle(text: str, width: int) -> str:
 
 
 def three_lines(*lines: str) -> str:
-    """Return up to three lines for a ``repr``, each shortened in the middle to at most ``REPR_WIDTH`` characters."""
+    """Join up to three lines into a ``repr``; each is shortened in the middle to at most ``REPR_WIDTH`` characters."""
     return "\n".join(shorten_middle(printable(line), REPR_WIDTH) for line in lines[:3])
 
 

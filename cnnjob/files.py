@@ -137,8 +137,9 @@ def whole(path: Path, *, fence: Callable[[], None] = no_fence, flush: bool = Tru
 
     Args:
         path: the final name; its folder must exist.
-        fence: called at the start and again just before the rename; it raises an error to forbid the rename.
-        flush: whether to flush the file to disk. Otherwise, a power cut (but not a killed process) can leave it empty.
+        fence: called at the start and again just before the rename; it raises an error to prevent the rename.
+        flush: whether to flush the file to disk. If not, the file may be empty after a power cut, but not after the
+            process is killed.
 
     Yields:
         A path in the same folder that does not exist yet.

@@ -38,7 +38,7 @@ COMMANDS = {
     "clean": ("clean", "List and remove files that no run needs any more."),
     "demo": ("train", "Prepare a small dataset, train on it and write a report."),
 }
-"""All commands, each with its function's module and the first line of its docstring."""
+"""All commands: for each, its module and the first line of the docstring of the command's function."""
 GROUPS = {
     "Data": ("prepare", "show"),
     "Training": ("new", "train", "demo"),
@@ -48,9 +48,9 @@ GROUPS = {
 }
 """The commands in the order and under the headings of the help."""
 MANY_OPTIONS = 6
-"""A command with more options than this has them grouped in its help."""
+"""If a command has more options than this, its help groups them under headings."""
 MAX_NAME = 28
-"""Width of the column of option names in the help; a longer name has a line of its own."""
+"""Width of the column of option names in the help; the text for a longer name starts on the next line."""
 
 UsageError: Any = typer.BadParameter.__base__
 """The error that typer raises for a missing or unknown command, option or argument."""
@@ -91,9 +91,9 @@ class _Light:
         return completions
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and options, under the headings ``rich_help_panel`` if there are many options.
+        """Write the arguments and options; many options are grouped under their ``rich_help_panel`` as headings.
 
-        typer itself can write these headings only with rich, whose import takes longer than the rest of the help.
+        typer can write these headings only with rich, and importing rich takes longer than the rest of the help does.
         """
         params = self.get_params(ctx)  # type: ignore[attr-defined]
         has_groups = sum(param.param_type_name == "option" for param in params) > MANY_OPTIONS
@@ -183,10 +183,10 @@ class Commands(_Light, typer.core.TyperGroup):
 
     @printable_streams()
     def invoke(self, ctx: Any) -> Any:
-        """Run a command.
+        """Run the command; if it fails, print the error and exit.
 
         Raises:
-            typer.Exit: the command failed; the exit code is that of the error.
+            typer.Exit: the command failed; the exception has the exit code of the error.
         """
         try:
             return super().invoke(ctx)

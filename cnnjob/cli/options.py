@@ -85,7 +85,7 @@ def json_option(text: str) -> Any:
 
 
 def _slurm(*names: str, **settings: Any) -> Any:
-    """Return an option of SLURM, which is named as in sbatch."""
+    """Return an option for SLURM, with the same name as the option of sbatch."""
     return typer.Option(*names, **{"rich_help_panel": SLURM_GROUP, "metavar": "NAME", **settings})
 
 

@@ -26,8 +26,8 @@ def report(
 ) -> None:
     """Write a report on runs: an HTML page, tables and figures.
 
-    Open report/index.html in a browser; no network is needed. Figures that an earlier report drew are kept while they
-    still show these runs; figures that no longer do are removed, unless they are drawn again.
+    Open report/index.html in a browser; no network is needed. Figures from an earlier report are kept if they still
+    show these runs; outdated figures are removed unless they are drawn again.
 
     Example: cnnjob report --format pdf
     """

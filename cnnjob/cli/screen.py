@@ -30,7 +30,7 @@ STATE_COLOURS = {
 }  # fmt: skip
 """Colours of the states of runs in tables; other states keep the terminal's colour."""
 MIN_BAR_WIDTH = 5
-"""Width of the progress bar on a narrow terminal, in characters; the text leaves at least as much room."""
+"""Width of the progress bar on a narrow terminal, in characters; the text beside it leaves at least this much room."""
 MAX_TABLE_WIDTH = 2000
 """Maximum width of a table that is printed with all columns, whatever the width of the terminal, in characters."""
 LAST_WIDTH = 16
@@ -280,7 +280,8 @@ def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
     """Show a bar on stderr during a long activity, if stderr is a terminal.
 
     Yields:
-        A function that sets the activity, the number of items that are done and their total; None without a terminal.
+        A function that takes the activity, the number of completed items and the total number of items; None if stderr
+        is not a terminal.
     """
     if not sys.stderr.isatty():
         yield None

@@ -36,7 +36,7 @@ QUERY_SECONDS = 30.0
 MAX_DAMAGE_LETTERS = 100
 UNFINISHED_STATES = ("pending", "running")
 ACCURACIES = {"validation": "val acc", "test": "test acc", "train": "train acc"}
-"""Columns of accuracies, by split."""
+"""Titles of the accuracy columns, by split."""
 HEADER = ("run", "state", "epoch", "loss", *ACCURACIES.values(), "time left", "job", "node", "restarts", "")
 SPARE = ("loss", "restarts", "node", "time left", "job", "epoch", "train acc", "val acc", "test acc")
 """Columns to omit on a narrow terminal, in the order in which they are dropped."""
@@ -259,10 +259,10 @@ def _write(text: str) -> None:
 
 
 class _LogEnd:
-    """Detects the end of a followed log.
+    """Detects when nothing more will be written to a followed log.
 
-    It reads the run folder at every check, but queries SLURM at most once per ``QUERY_SECONDS``. While the run waits
-    for a SLURM job, the reason is printed to stderr.
+    Every check reads the run folder, but SLURM is queried at most once per ``QUERY_SECONDS``. While the run waits for
+    its SLURM job, the reason why the job waits is printed to stderr.
     """
 
     def __init__(self, run: "Run") -> None:
@@ -293,7 +293,7 @@ class _LogEnd:
         return status.state != "running"
 
     def report(self) -> None:
-        """Print how the run has ended to stderr, and exit with the code that :func:`cnnjob.cli.submit.exit_as` uses."""
+        """Print to stderr how the run ended, and exit with the code that :func:`cnnjob.cli.submit.exit_as` chooses."""
         from cnnjob.cli.submit import describe_end, exit_as
         from cnnjob.slurm.status import query_statuses
 

@@ -180,7 +180,7 @@ def _only_job(data: Path) -> str:
 
 
 def _checked_grid(jobs: "Sequence[Job]", data: Path, runs: Path) -> "list[tuple[Job, Dataset]]":
-    """Return each job with its initial weights found, and its dataset; check them before anything is created."""
+    """Return each job, with its initial weights located, and its dataset; all are checked before any run is created."""
     from cnnjob.data.dataset import Dataset
     from cnnjob.runs.initial import find_initial
     from cnnjob.training.setup import TrainingSetup
@@ -211,7 +211,7 @@ def _create_runs(grid: "Sequence[tuple[Job, Dataset]]", runs: Path) -> "dict[Pat
 
 
 def _print_initial(grid: "Sequence[tuple[Job, Dataset]]") -> None:
-    """Print where initial weights come from and which layers take them; once if it is the same for several jobs."""
+    """Print where initial weights come from and which layers take them; the same text is printed only once."""
     from cnnjob.training.setup import TrainingSetup
 
     setups = (TrainingSetup.build(job, dataset) for job, dataset in grid if job.model.init_from)
@@ -307,7 +307,7 @@ def _run_here(runs: "dict[Path, tuple[Run, str]]", request: "Request", parallel:
 
 
 def describe_end(status: "Status") -> str:
-    """Return one line that describes how a run ended, with the cause if it did not finish."""
+    """Return one line with a run's path, its state, and the test accuracy or, if the run is not finished, the cause."""
     from cnnjob.slurm.diagnosis import diagnose
 
     run = status.summary.run

@@ -41,9 +41,9 @@ def sync(
 ) -> None:  # fmt: skip
     """Copy runs to TensorBoard or to Weights & Biases (W&B).
 
-    Histories, settings, results and figures are copied, during training or afterwards. Only what is new is sent, so the
-    command can be repeated at any time. It runs where there is a network; the jobs need none, and the run folders are
-    not changed. The package of the tool must be installed: pip install 'cnnjob[tensorboard]' or 'cnnjob[wandb]'.
+    Histories, settings, results and figures are copied, during training or afterwards. Only new data is sent, so the
+    command can be repeated at any time. It needs network access, but the jobs do not; the run folders are not changed.
+    The package of the tool must be installed: pip install 'cnnjob[tensorboard]' or 'cnnjob[wandb]'.
 
     Example: cnnjob sync --to tensorboard
     """
@@ -81,7 +81,7 @@ def _require_tool(name: str, project: str | None) -> None:
     """Check ``--to`` and ``--project``.
 
     Raises:
-        JobError: there is no such tool, or it has no projects.
+        JobError: there is no such tool, or a project is specified for a tool that has no projects.
     """
     from cnnjob.runs.run import SYNC_FOLDERS
 
@@ -122,7 +122,10 @@ def _have_ended(runs: "Sequence[Run]") -> bool:
 
 
 def _print(synced: "Sequence[Synced]", to: str, *, as_json: bool, only_new: bool) -> None:
-    """Print what was sent, and where to see it; with ``only_new``, only the runs of which something was sent."""
+    """Print what was sent of each run, and where to view it.
+
+    With ``only_new``, print only a table of the runs that have new data or a problem.
+    """
     shown = [each for each in synced if each.new_epochs or each.new_result or each.problem or not only_new]
     if as_json:
         print_json([asdict(each) for each in synced])

@@ -88,7 +88,7 @@ class Dataset:
     format: int = FORMAT
 
     def __repr__(self) -> str:
-        """Return the dataset's name, file, digest, numbers of images and classes, on three lines."""
+        """Return the dataset's name, file and digest, its numbers of images, and its classes, on three lines."""
         counts = ", ".join(f"{count:,} {split}" for split, (count, *_) in self.shapes.items())
         shape = "×".join(map(str, self.image_shape))
         classes = ", ".join(self.class_names[:SHOWN_CLASSES])

@@ -9,7 +9,7 @@ Every image is converted to 8 bits per channel by the same rules:
 - Transparent pixels are composited onto a background, white by default.
 - Only the first image of an animation or a multi-page file is read.
 - An image counts as greyscale if it has a palette of greys, 1 bit per pixel, or one grey channel and transparency.
-- Images are scaled by :func:`PIL.ImageOps.fit` and related functions with the bilinear filter; a large JPEG is first
+- Images are scaled with the bilinear filter, by functions such as :func:`PIL.ImageOps.fit`; a large JPEG is first
   decoded at a half, a quarter or an eighth of its size, but no smaller than needed (:meth:`PIL.Image.Image.draft`).
 
 Only common formats are read. For others, Pillow starts external programs (Ghostscript for EPS) or loads rarely used
@@ -523,7 +523,7 @@ def _require_bounded_parts(file: BinaryIO) -> None:
 
 
 def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse strips or tiles larger in total than the file: they overlap, and could take a very long time to decode."""
+    """Refuse overlapping strips or tiles: they exceed the file's size in total, and could take very long to decode."""
     sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
     counts = [size for size in sizes if size is not None]
     if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
@@ -534,7 +534,10 @@ def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes:
 
 @cache
 def _silence_libtiff() -> None:
-    """Keep libtiff, which Pillow uses for compressed TIFFs, from printing lines to stderr; Pillow raises its errors."""
+    """Stop libtiff, which Pillow uses for compressed TIFF files, from printing to stderr.
+
+    Pillow still raises an exception for every error.
+    """
     library = ctypes.CDLL(_imaging.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         if set_handler := getattr(library, name, None):  # missing if Pillow was built without libtiff

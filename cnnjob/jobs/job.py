@@ -126,8 +126,8 @@ class Job(Settings):
         """Read a job file, apply the overrides and check the result.
 
         Args:
-            name: the path of a job file; the name of a job in ``./jobs/`` or of one that ships with the package;
-                or a run folder, whose own job is then loaded.
+            name: the path of a job file; the name of a job in ``./jobs/`` or of one that ships with the package; or a
+                run folder, to load the job of that run.
             overrides: ``key=value`` strings, each with a dotted key and a value in TOML (or a bare word).
             default: function called if there is no such job; returns the content of a built-in job, or None.
 

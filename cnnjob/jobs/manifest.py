@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from cnnjob.jobs.json_files import Count, Fields, Sha256
 
 INITIAL = "initial.npz"
-"""Name of the file in a run's folder with the weights of ``model.init_from``, and that key's value in ``job.json``."""
+"""Name of the file with the initial weights in a run's folder; also ``model.init_from`` in the run's ``job.json``."""
 
 
 class ManifestData(Fields):
@@ -55,13 +55,13 @@ class InitialRecord(Fields):
     """The origin of the weights in ``initial.npz``."""
 
     source: str
-    """Absolute path of the file that the weights were copied from; it need not exist any more."""
+    """Absolute path of the file that the weights were copied from; the file may no longer exist."""
     sha256: Sha256
     """SHA-256 of ``initial.npz``."""
     run: str | None = None
     """Name of the run that trained the weights; None if they came from a file outside a run."""
     digest: Sha256 | None = None
-    """That run's digest."""
+    """Digest of the run that trained the weights; None if they came from a file outside a run."""
 
 
 class Manifest(Fields):
@@ -77,14 +77,14 @@ class Manifest(Fields):
     digest: Sha256
     """:meth:`cnnjob.jobs.job.Job.digest`, whose first digits are part of the run folder's name."""
     initial: InitialRecord | None = None
-    """None if the initial weights are drawn."""
+    """The origin of the initial weights; None if they are drawn at random."""
     format: Count | None = None
     sha256: Sha256 | None = None
     """The seal; missing in files written by versions without seals."""
 
 
 def job_in(frozen: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the job in a manifest, with initial weights, if there are any, from the run's own folder."""
+    """Return the job in a manifest; any initial weights are to be read from the run's own copy in ``folder``."""
     job: dict[str, Any] = frozen["job"]
     if not job["model"].get("init_from"):
         return job

@@ -183,10 +183,12 @@ class Model(Settings):
     """Initialisation and training of the implied last layer: a table of settings."""
     init_from: Annotated[_Source | None, _OrNone] = None
     """Fine-tuning: take initial weights from a finished run (its folder, its name or the beginning of its name, or
-    ``latest``) or from an ``.npz`` file; ``false`` for none. A layer takes them if its name and its shapes are the same
-    there; all other layers are initialised as usual. The weights are copied to the run's folder when it is created."""
+    ``latest``) or from an ``.npz`` file; ``false`` for none. A layer takes its weights from there if its name and its
+    shapes are the same; all other layers are initialised as usual. The weights are copied to the run's folder when the
+    run is created."""
     init_sha256: Annotated[str, AfterValidator(_require_sha256)] | None = None
-    """SHA-256 of the weights of ``init_from``: set when the run is created; in a job file, refuses any other."""
+    """SHA-256 of the weights of ``init_from``. It is set when the run is created; if it is set in a job file, weights
+    with another SHA-256 are refused."""
 
     @property
     def has_convolutions(self) -> bool:

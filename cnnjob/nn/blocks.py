@@ -133,10 +133,11 @@ class Conv:
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
-    """Keep the weights at their initial values; bias and normalisation are still trained, except with
-    ``model.init_from``: the whole block is then kept, and its normalisation uses the running statistics."""
+    """Keep the weights at their initial values. The bias and the normalisation are still trained, unless the job sets
+    ``model.init_from``: then they also keep their values, and the normalisation uses the running statistics."""
     fully_frozen: bool = False
-    """Also keep the bias and the normalisation, which uses the running statistics; needs ``frozen``."""
+    """Also keep the bias and the normalisation at their initial values; the normalisation then uses the running
+    statistics. Requires ``frozen``."""
 
     kind = "conv"
 
@@ -207,11 +208,11 @@ class Dense:
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the layer's weights and bias."""
     frozen: bool = False
-    """Keep the weights at their initial values; the bias is still trained, except with ``model.init_from``."""
+    """Keep the weights at their initial values; the bias is still trained, unless the job sets ``model.init_from``."""
     output_scale: Annotated[float, Gt(0), Le(1000)] = 1.0
     """Multiplier for the outputs before the softmax."""
     fully_frozen: bool = False
-    """Also keep the bias; needs ``frozen``."""
+    """Also keep the bias at its initial values; requires ``frozen``."""
 
     kind = "dense"
 
@@ -272,13 +273,14 @@ class GlobalPool(_Plain):
 
 @dataclass(frozen=True)
 class Residual:
-    """A body of blocks and a shortcut around it (He et al. 2016), with a projection if the body changes the shape.
+    """A body of blocks and a shortcut around it (He et al. 2016).
 
     y = activation(body(x) + shortcut(x)) (eq. 1 and 2). If the body keeps the shape, the shortcut is the identity.
-    Otherwise, it is a 1×1 convolution with the same normalisation settings as the body's last convolution and the
-    stride that makes the shapes equal. If no such stride exists, the shortcut has the body's stride and reads only a
-    window of the image, from the pixel on which the body's first output is centred to the pixel on which the body's
-    last output is centred. The projection is fully frozen if all convolutions of the body are.
+    Otherwise, the shortcut is a projection: a 1×1 convolution with the same normalisation settings as the body's last
+    convolution, and with the stride that makes the shapes equal. If no such stride exists, the projection has the
+    body's stride and reads only a window of the image, from the pixel on which the body's first output is centred to
+    the pixel on which the body's last output is centred. The projection is fully frozen if all convolutions of the body
+    are fully frozen.
     """
 
     blocks: tuple[Conv | Dropout, ...]

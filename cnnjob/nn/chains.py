@@ -46,12 +46,12 @@ class Chain:
     trainable: bool
     """True for training, False for evaluation."""
     inspects: bool = False
-    """True to evaluate, but with the gradient of the images; ``trainable`` must then be True, too."""
+    """True for evaluation that also computes the gradient of the images; ``trainable`` must then be True, too."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """The output of each planned layer by the layer's name, such as ``conv1`` or ``residual1/conv2``."""
 
     def plan_network(self, network: Network) -> tuple[Tensor, Tensor, list[ForwardBackward]]:
-        """Plan a network; no gradient is computed for the images, unless the chain inspects the network.
+        """Plan a network; the gradient of the images is computed only if ``inspects`` is True.
 
         Returns:
             The input tensor, the output tensor, and the tasks of each operation between them, in forward order.
@@ -83,9 +83,9 @@ class Chain:
     def _plan_links(
         self, links: Sequence[_Link], x: Tensor, last: Tensor | None = None
     ) -> tuple[Tensor, list[ForwardBackward]]:
-        """Plan consecutive operations that read x and write the result to ``last`` or to a new tensor.
+        """Plan consecutive operations that read ``x`` and write to ``last``, or to a new tensor by default.
 
-        No gradient is computed for the outputs of leading operations that have nothing to train.
+        No gradient is computed for the outputs of operations before the first one that has parameters to train.
         """
         steps: list[ForwardBackward] = []
         trainable = x.trainable or (last is not None and last.trainable)
@@ -104,7 +104,7 @@ class Chain:
         return x, steps
 
     def _has_gradients(self, link: _Link) -> bool:
-        """Return whether an operation, or any inside a residual block, has parameters that are trained."""
+        """Return whether an operation, or any operation inside a residual block, has parameters that are trained."""
         if isinstance(link.operation, Residual):
             return any(name.startswith(f"{link.name}/") for name in self.gradients)
         return any(f"{link.name}/{name}" in self.gradients for name in parameters_of(link.operation))

@@ -30,7 +30,7 @@ class Norm:
     settings: BatchNorm
     activation: Activation = "none"
     fixed: bool = False
-    """True if training uses the running statistics, without updating them, as evaluation does."""
+    """True if training uses the running statistics, as evaluation does, and does not update them."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the input's shape."""

@@ -15,9 +15,10 @@ from cnnjob.nn.blocks import Network
 class Lookahead:
     """A slow copy of the weights, to which the fast weights are reset at intervals (Zhang et al. 2019, alg. 1).
 
-    Every ``every`` steps, and after the last step of training, slow ← α·slow + (1 − α)·fast and fast ← slow. Here
-    α = decay^n · (t / T)^power, where t of the T steps are done, n of them since the previous reset (Jordan 2024, §3.4;
-    in Jordan's version, the final steps are lost unless ``every`` divides T).
+    Every ``every`` steps, and after the last step of training, slow ← α·slow + (1 − α)·fast and fast ← slow.
+    Here α = decay^n · (t / T)^power, where T is the total number of steps, t the number of completed steps, and n the
+    number of steps since the previous reset (Jordan 2024, §3.4; in Jordan's version, the final steps are lost unless
+    ``every`` divides T).
     """
 
     every: int = 5

@@ -163,7 +163,7 @@ class EvaluationPlan:
 
 
 class InspectionPlan:
-    """Evaluation of a network on NumPy that also returns the outputs of its convolutions and the input gradient."""
+    """Evaluation of a network with NumPy that also returns the outputs of the convolutions and the input gradient."""
 
     def __init__(
         self,
@@ -201,16 +201,16 @@ class InspectionPlan:
         }
 
     def run(self, images: Array, classes: Array) -> tuple[dict[str, Array], Array]:
-        """Evaluate images, and differentiate the logit of one class with respect to each image's pixels.
+        """Evaluate images, and differentiate one logit per image with respect to the image's pixels.
 
         Args:
             images: uint8 (N, H, W, C), with N the batch size of the plan.
-            classes: int64 (N,), the class of each image whose logit is differentiated.
+            classes: int64 (N,), for each image the class whose logit is differentiated.
 
         Returns:
-            The outputs of the convolutions by layer name, each (N, H', W', F): those of the whole block, after its
-            normalisation, activation and pooling. Then the gradient, (N, H, W, C), of the logit with respect to the
-            pixels scaled to 0 … 1. These are copies.
+            The outputs of the convolutions by layer name, each (N, H', W', F); these are the outputs of whole blocks,
+            after normalisation, activation and pooling. Then the gradient, (N, H, W, C), of the logits with respect to
+            the pixels scaled to 0 … 1. All arrays are copies.
         """
         self._inputs.images = images
         run_all(self._forward)

@@ -73,7 +73,7 @@ class State:
             seed: the job's seed.
             images: training images, NumPy uint8 (N, H, W, C), needed only by the whitening initialiser.
             pixels: normalisation of the images.
-            given: initial values of some parameters by name, in their shapes; none by default.
+            given: initial values of some parameters by name, each in the shape of its parameter; none by default.
         """
         given = given or {}
         first_name, first = next(iter(network.parameters.items()))

@@ -80,7 +80,7 @@ def check_figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> It
 
 
 def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[Check]:
-    """Check the result's number of parameters; running statistics are not counted."""
+    """Check the number of parameters in the result against the weights; running statistics are not counted."""
     count = sum(array.size for name, array in weights.items() if not name.endswith(_STATISTICS))
     yield from _result_checks(result, [("parameters", "weights.npz", count)])
 

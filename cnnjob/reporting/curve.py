@@ -33,7 +33,7 @@ class Curve:
     def values(self, split: Split, measure: Measure) -> np.ndarray:
         """Return the values to plot: (E,) float64, in nats per image or per cent, NaN where unknown.
 
-        The learning rate is the same for all splits.
+        For the learning rate, ``split`` does not matter.
         """
         unknown = np.full(len(self.history["epoch"]), np.nan)
         key = "learning_rate" if measure == "learning rate" else f"{split}_{measure}"

@@ -1,4 +1,4 @@
-"""Test images with their predictions, and convolutions with filters and feature maps, read from a run's arrays."""
+"""Test images with predictions, and convolutions with their filters and feature maps, read from a run's arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from cnnjob.reporting.filter_grid import PICTURE_CHANNELS
 from cnnjob.runs import metrics
 
 MAX_FILTERS, MAX_CHANNELS = 32, 16
-"""Numbers of filters, and of channels per filter, that are kept of a convolution whose filters are not shown whole."""
+"""Maximum numbers of filters and of channels per filter that are kept, unless each filter is shown as one image."""
 LEVELS = 16
 """Number of grey levels of a feature map."""
 _MAPS = "maps/"
@@ -43,22 +43,22 @@ class Convolution:
     name: str
     """The layer's name, such as ``conv1`` or ``residual1/conv2``."""
     shape: tuple[int, ...]
-    """Shape of its weights, (K, K, C, F): C channels, F filters of K×K pixels."""
+    """Shape of the weights, (K, K, C, F): C channels, and F filters of K×K pixels."""
     weights: np.ndarray
-    """All weights if the filters are shown as grey or colour images, and otherwise those of the first ``MAX_CHANNELS``
-    channels of the first ``MAX_FILTERS`` filters; floating point."""
+    """The weights, floating point: all of them if the filters are shown as grey or colour images, and otherwise only
+    the first ``MAX_CHANNELS`` channels of the first ``MAX_FILTERS`` filters."""
     maps: np.ndarray
-    """Feature maps of the first examples, uint8 (n, M, H, W) in 0..15; n is 0 if there are none."""
+    """Feature maps of the first n examples, uint8 (n, M, H, W) in 0..15; n is 0 if there are no feature maps."""
     map_filters: tuple[int, ...] = ()
-    """Indices of the M filters, which are those whose maps vary most."""
+    """Indices of the M filters to which the feature maps belong; these are the filters whose maps vary most."""
     n_constant: int = 0
-    """Number of filters whose feature map is constant for each of the n examples."""
+    """Number of filters whose feature map has a single value in each of the n examples."""
 
 
 def classified_images(
     images: np.ndarray, indices: np.ndarray, predictions: Mapping[str, np.ndarray], class_names: tuple[str, ...]
 ) -> list[ClassifiedImage]:
-    """Return test images with their predictions; none if the images do not match the predictions.
+    """Return test images with their predictions, or an empty list if the images do not match the predictions.
 
     Args:
         images: pixels, (n, H, W, C).
@@ -94,7 +94,7 @@ def examples_of(
         where: the name of the examples file, for the error message.
 
     Raises:
-        DataError: the arrays do not match each other or the predictions.
+        DataError: the arrays are inconsistent with each other or with the predictions.
     """
     images, indices, saliency = (arrays.get(name, np.zeros(0)) for name in ("images", "indices", "saliency"))
     found = classified_images(images, indices, predictions, class_names)
@@ -105,15 +105,15 @@ def examples_of(
 
 
 def _feature_maps(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, tuple[int, ...], int]:
-    """Return a layer's feature maps in ``examples.npz``, unpacked, their filters, and the number of constant ones.
+    """Return a layer's feature maps in ``examples.npz``, unpacked, with their filters and the number of constant ones.
 
     Args:
         arrays: the valid content of the file; empty if there is none.
         layer: the layer's name.
 
     Returns:
-        uint8 (n, M, H, W) in 0..15, of n images; n is 0 if the file has no feature maps of this layer. The indices of
-        the M filters. The number of filters whose maps are the same for all pixels of each image.
+        The feature maps of n images, uint8 (n, M, H, W) in 0..15; n is 0 if the file has none of this layer. Then the
+        indices of the M filters, and the number of filters whose feature map has a single value in each of the images.
     """
     names = [name for name in arrays if name.startswith(_MAPS)]
     if _MAPS + layer not in names:
@@ -126,7 +126,7 @@ def _feature_maps(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndar
 
 
 def _have_feature_maps(arrays: Mapping[str, np.ndarray], n_images: int) -> bool:
-    """Return whether the arrays on feature maps in ``examples.npz`` match each other."""
+    """Return whether the arrays for feature maps in ``examples.npz`` are consistent with each other."""
     packed = [array for name, array in arrays.items() if name.startswith(_MAPS)]
     filters, constant = (arrays.get(name, np.zeros(0)) for name in ("filters", "constant"))
     return (
@@ -144,7 +144,7 @@ def _have_feature_maps(arrays: Mapping[str, np.ndarray], n_images: int) -> bool:
 def convolutions_of(
     weights: Mapping[str, np.ndarray], examples: Mapping[str, np.ndarray], where: str
 ) -> list[Convolution]:
-    """Return the convolutions of a network, in its order.
+    """Return the convolutions of a network, in the order of its layers.
 
     Args:
         weights: all weights by name.
@@ -152,7 +152,7 @@ def convolutions_of(
         where: the name of the weights file, for the error message.
 
     Raises:
-        DataError: a convolution does not have square filters of finite numbers.
+        DataError: the filters of a convolution are not square, or their weights are not finite.
     """
     found = []
     for key, array in weights.items():

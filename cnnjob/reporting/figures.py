@@ -1,8 +1,8 @@
-"""Figure files; figures that would not change are not drawn again.
+"""Draw the figures of a report; figures that would not change are not drawn again.
 
 A notes file next to the figures records digests of each figure's inputs and files. A figure that is asked for is drawn
 again if its numbers, its labels, the drawing code or one of its files does not match the notes. A figure that is not
-asked for remains as long as it shows the runs as they are.
+asked for is kept as long as it shows the current state of the runs.
 """
 
 import ast
@@ -44,24 +44,24 @@ class Drawing(NamedTuple):
 
 
 class PlannedFigure(NamedTuple):
-    """A figure of a report, and what is to be done for it."""
+    """A figure of a report, and the formats in which it is drawn."""
 
     stem: str
     """Path of its files without the suffix, relative to the report's folder."""
     drawing: Drawing
     inputs: str
-    """Digest of the function and its arguments."""
+    """Digest of the drawing function and its arguments."""
     formats: tuple[Format, ...]
     """All formats in which the report has this figure."""
     drawn: tuple[Format, ...]
-    """Those of them that are drawn anew; the files of the others remain."""
+    """The formats that are drawn anew; the files in the other formats are kept."""
 
 
 def check_formats(names: Iterable[str]) -> list[Format]:
-    """Return the formats of these names, in the order of :data:`FORMATS`.
+    """Return the formats with the given names, in the order of :data:`FORMATS`.
 
     Raises:
-        JobError: a name is none of them.
+        JobError: one of the names is not that of a format.
     """
     wanted = list(names)
     if unknown := [name for name in wanted if name not in FORMATS]:
@@ -72,7 +72,7 @@ def check_formats(names: Iterable[str]) -> list[Format]:
 
 
 def drawings(records: Sequence[Record], groups: Sequence[Group]) -> dict[str, Drawing]:
-    """Return all figures of a report by their file stem: the curves of all groups, and each run's own figures."""
+    """Return all figures of a report by file stem: the learning curves of all groups, and the figures of each run."""
     drawings: dict[str, Drawing] = {}
     datasets = dict.fromkeys(group.dataset for group in groups)
     on_dataset = {name: [group for group in groups if group.dataset == name] for name in datasets}
@@ -105,8 +105,9 @@ def _run_panels(curve: Curve) -> Panels:
 def plan_figures(out: Path, drawings: Mapping[str, Drawing], formats: Iterable[Format]) -> list[PlannedFigure]:
     """Decide which figures are drawn.
 
-    A format that is asked for is drawn unless its file is what the current drawing code draws for the same arguments.
-    A format that is not asked for is part of the report if an earlier report drew it for the same arguments.
+    A figure is drawn in each format that is asked for, unless the current drawing code has already drawn it with the
+    same arguments. Another format of the figure is part of the report if an earlier report drew it with the same
+    arguments.
 
     Args:
         out: the folder that contains the files of the previous report, if any.
@@ -114,7 +115,7 @@ def plan_figures(out: Path, drawings: Mapping[str, Drawing], formats: Iterable[F
         formats: formats that are asked for.
 
     Returns:
-        The figures that the report has, in at least one format.
+        The figures of the report, each in at least one format.
     """
     wanted, notes = set(formats), _read_notes(out)
     planned = []

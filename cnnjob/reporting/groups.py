@@ -20,7 +20,7 @@ from cnnjob.reporting.record import BLOCKS, Record
 CONFIDENCE = 0.95
 _MAX_LABEL_LETTERS = 100
 _MAX_PARENTS = 3
-"""Maximum number of runs that a remark on fine-tuning names."""
+"""Maximum number of runs that are named in a remark on fine-tuning."""
 _BLOCK_KINDS = re.compile(r"(?:^|[,(+] ?)(\w+)")
 """Matches the kind of each block in the ``model.blocks`` setting, such as ``conv`` in ``conv 32``."""
 _WITHOUT_EFFECT = ("name", "seed", "resources", "train.checkpoint_seconds")
@@ -69,7 +69,7 @@ class Group:
 
     @property
     def remarks(self) -> list[str]:
-        """Caveats about the group's accuracy: test images that chose the model, fine-tuning, test-time augmentation."""
+        """Caveats about the accuracy: a model chosen on the test images, fine-tuning, test-time augmentation."""
         rows = [record.row for record in self.by_seed.values()]
         views = {row["test_time_augmentation"] for row in rows} - {"none"}
         remarks = [f"test-time augmentation: {view}" for view in sorted(views)]
@@ -145,10 +145,11 @@ def _with_labels(groups: list[Group]) -> list[Group]:
 
 
 def _distinguishing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys that distinguish groups of the same job.
+    """Return the keys of the settings that distinguish groups of the same job.
 
-    Whether an optional table is present, such as ``early_stopping``, counts only if the groups do not differ otherwise:
-    a table without effect is omitted from a job, for example if the job has fewer epochs than the table's patience.
+    The presence of an optional table, such as ``early_stopping``, is not one of them if the other keys suffice to
+    distinguish the groups. A table without effect is omitted from a job, for example if the job has fewer epochs than
+    the patience in the table.
     """
     keys = differing_settings(settings)
     fewer = [

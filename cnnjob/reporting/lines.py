@@ -1,4 +1,4 @@
-"""The lines of the charts on the page and of the figures: one source for their values, labels, colours and range."""
+"""The lines in the page's charts and in the figures, which share their values, labels, colours and axis ranges."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from cnnjob.reporting.curve import Curve, Measure, Split
 from cnnjob.reporting.groups import Group, interval
 
 COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a8508a", "#8a6100", "#2a84b5", "#1a1a1a")
-"""Colours of the first groups, on light paper; the others are :data:`GREY`. Safe for colour-blind readers."""
+"""Colours of the first groups on a light background, safe for colour-blind readers; others are :data:`GREY`."""
 GREY = "#8a8a8a"
 DASHES = ((), (9, 4), (3, 4), (9, 4, 2, 4), (14, 4), (6, 3, 2, 3, 2, 3), ())
-"""Dashes of the lines of these groups: lengths of stroke and gap in units of half a line width; empty if solid."""
+"""Dash pattern for each of :data:`COLOURS`: lengths of dash and gap in half line widths; empty for a solid line."""
 TRAINING_DASH = (5, 4)
 AXIS_LABELS: dict[Measure, str] = {
     "accuracy": "accuracy, %",
@@ -22,7 +22,7 @@ AXIS_LABELS: dict[Measure, str] = {
     "learning rate": "learning rate",
 }
 DIVERGED_LOSS = 20.0
-"""A run with a larger loss, in nats per image, has diverged; guessing among a million classes costs 14."""
+"""A run has diverged if its loss exceeds this, in nats per image; guessing among a million classes has a loss of 14."""
 _LOG_RATIO = 30
 """A loss axis is logarithmic if the maximum is more than this many times the minimum."""
 _MARGIN = 0.04
@@ -52,7 +52,7 @@ class Line:
     half_width: np.ndarray | None = None
     """Half the width of the band around the line, same shape as ``y``, NaN where there is none; None for no band."""
     has_diverged: bool = False
-    """Whether the line belongs to a run that has diverged, or is a mean over such runs."""
+    """Whether the line belongs to a run that has diverged, or is a mean over runs of which at least one has."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def run_lines(curve: Curve, measure: Measure) -> list[Line]:
     """Return one run's lines over its epochs.
 
     Returns:
-        The training images' line, dashed, and above it that of ``curve.watched``. The learning rate has one line.
+        A dashed line for the training images and, drawn above it, a line for the split ``curve.watched``; a single line
+        if the training images are watched, or for the learning rate.
     """
     epochs, diverged = curve.history["epoch"], has_diverged(curve)
     if measure == "learning rate":
@@ -93,13 +94,14 @@ def group_lines(groups: Sequence[Group], measure: Measure, over: XAxis = "epoch"
     """Return the groups' lines on each run's watched split: one thin line per seed, and the mean with its interval.
 
     Args:
-        groups: the groups; each of the first has its own colour.
+        groups: the groups; the first ones have different colours, and all others are grey.
         measure: loss or accuracy.
         over: the x axis: epochs, or the time of training.
         unit: length of the unit of time, in seconds.
 
     Returns:
-        The lines in the order in which they are painted: means above single seeds, and colours above grey.
+        The lines in the order in which they are drawn: means are above single seeds, and coloured lines are above grey
+        lines.
     """
     lines = [line for index, group in enumerate(groups) for line in _lines_of_group(group, index, measure, over, unit)]
     return sorted(lines, key=lambda line: (line.style == "mean", line.colour is not None))
@@ -144,23 +146,25 @@ def has_diverged(curve: Curve) -> bool:
 
 
 def lines_beyond(lines: Sequence[Line], limits: Limits) -> list[Line]:
-    """Return the lines of which a point is outside the vertical axis."""
+    """Return the lines that have a point beyond the ends of the vertical axis."""
     return [line for line in lines if ((line.y > limits.high) | (line.y < limits.low)).any()]
 
 
 def finite_points(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """Return the x and y of the points that can be drawn."""
+    """Return the x and y coordinates of a line's finite points."""
     known = np.isfinite(line.x) & np.isfinite(line.y)
     return line.x[known], line.y[known]
 
 
 def axis_limits(lines: Sequence[Line], measure: Measure, *, logarithmic: bool | None = None) -> Limits | None:
-    """Return the range of the vertical axis: that of the values, with a margin, without runs that have diverged.
+    """Return the range of the vertical axis: the range of the values, with a margin, ignoring runs that have diverged.
 
     Args:
         lines: the lines of a chart.
-        measure: accuracies are within 0 and 100 %, and losses and learning rates at least 0.
-        logarithmic: whether the axis is logarithmic; by default, if the losses differ by several magnitudes.
+        measure: the measure of the lines; the axis does not extend above 100 % for accuracies, or below 0 if no value
+            is negative.
+        logarithmic: whether the axis is logarithmic; by default, if the values are losses that differ by a factor of
+            more than ``_LOG_RATIO``.
 
     Returns:
         The range; None if there is nothing to draw, or if a value on a logarithmic axis is not positive.

@@ -17,11 +17,11 @@ class LayerRow(NamedTuple):
     """One layer of a network, or one layer inside a residual block."""
 
     name: str
-    """Such as ``conv1``, or ``residual1/conv1`` inside a residual block."""
+    """The layer's name, such as ``conv1``, or ``residual1/conv1`` inside a residual block."""
     settings: str
     """The number of outputs and the settings that differ from their defaults, such as ``32, kernel 3, pool 2``."""
     output_shape: str
-    """Such as ``14×14×32``."""
+    """Shape of the layer's output, such as ``14×14×32``."""
     n_parameters: int
     """Number of parameters, including frozen ones but not running statistics."""
     is_inner: bool
@@ -30,7 +30,7 @@ class LayerRow(NamedTuple):
 
 @lru_cache(maxsize=256)
 def layer_rows(model: Model, image_shape: tuple[int, int, int], classes: int) -> tuple[LayerRow, ...]:
-    """Return one row per layer of a network; runs of a sweep often have the same network.
+    """Return one row per layer of a network; results are cached, since runs of a sweep often have the same network.
 
     Args:
         model: the settings of the network.

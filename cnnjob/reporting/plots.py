@@ -4,8 +4,9 @@ Each figure is a ``matplotlib.figure.Figure`` owned by the caller, without pyplo
 on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for the same figure. Names are printed
 literally and never parsed as formulas.
 
-Sizes are computed from the lengths of the names, in inches, since Matplotlib's layout engines draw a figure several
-times. Each rendering of a text costs a third of a millisecond, and so do ticks, which are texts.
+Sizes are computed in inches from the lengths of the names, since Matplotlib's layout engines would draw each figure
+several times. Rendering a text takes a third of a millisecond each time; the same applies to each tick, because its
+label is a text.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
@@ -74,15 +75,15 @@ _FONT = "DejaVu Sans"
 _LETTERS = ((0x20, 0x7E), (0xA0, 0xFF), (0x2013, 0x2014), (0x2026, 0x2026), (0x2212, 0x2212), (0x2605, 0x2605))
 _NAME_LENGTH = 40
 _LETTER = 0.075
-"""Width of a letter of 9 points, in inches; that of most letters is less."""
+"""Width of a 9-point letter, in inches; most letters are narrower."""
 _SMALL, _MIN_NAME_SIZE = 8, 5
-"""Font sizes, in points: of notes, and minimum of class names."""
+"""Font size of notes, and minimum font size of class names, in points."""
 _STAR: dict[str, Any] = {"marker": "*", "color": "black", "markersize": 9, "linestyle": ""}
 _RESTART: dict[str, Any] = {"color": "0.4", "linestyle": ":"}
 _CELL = 8
 """Width of a cell of a confusion matrix in its image, in pixels."""
 _DARK_SHARE = 0.4
-"""Counts of cells with a larger share are white."""
+"""In cells whose share of the true class is larger than this, the count is written in white."""
 _SHARES = (0, 0.01, 0.05, 0.2, 0.5, 1)
 """Ticks of the colour scale."""
 
@@ -101,10 +102,11 @@ class Panels:
 
 @cache
 def _font_families() -> list[str]:
-    """Return the fonts of the figures: a small copy of Matplotlib's own font, and that font for rare letters.
+    """Return the font families of the figures: a small copy of Matplotlib's own font, and that font as a fallback.
 
-    To embed a few letters, Matplotlib parses the whole font for each PDF file, which takes as long as the drawing. The
-    copy has the letters of Western European languages, and is deleted when the process ends.
+    Even to embed a few letters, Matplotlib parses the whole font for each PDF file, and parsing its own font takes as
+    long as drawing the figure. The copy contains only the letters of Western European languages and a few symbols; it
+    is deleted when the process ends.
     """
     from fontTools import subset
     from matplotlib import font_manager
@@ -193,7 +195,7 @@ def learning_curves(rows: Sequence[Panels]) -> "Figure":
 
 
 def _key(row: Panels) -> dict[str, Any]:
-    """Return the legend of a row: its labels, each with an artist."""
+    """Return the legend of a row of panels: for each label, the artist that is shown beside it."""
     from matplotlib.lines import Line2D
 
     labelled = [line for line in next(iter(row.lines.values())) if line.label]
@@ -207,7 +209,7 @@ def _key(row: Panels) -> dict[str, Any]:
 
 
 def _look(line: Line) -> dict[str, Any]:
-    """Return the properties of a line: those of the page's style sheet."""
+    """Return Matplotlib's properties of a line, which match the page's style sheet."""
     width = {"mean": 1.5, "dashed": 1.1, "thin": 0.75}[line.style]  # points
     dash = TRAINING_DASH if line.style == "dashed" else DASHES[line.colour or 0] if line.style == "mean" else ()
     return {
@@ -304,7 +306,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
 
 def _write_counts(axes: "Axes", counts: np.ndarray, shares: np.ndarray, side: float) -> None:
-    """Write the counts that are not zero, in a size in which the longest fits into a cell of side / K inches."""
+    """Write the counts that are not zero, in a font size at which the longest fits into a cell of side / K inches."""
     size = min(9.0, 72 * side / len(counts) / (0.7 * len(f"{counts.max():,d}")))
     for row, column in zip(*counts.nonzero(), strict=True):
         colour = "white" if shares[row, column] > _DARK_SHARE else "black"
@@ -313,7 +315,7 @@ def _write_counts(axes: "Axes", counts: np.ndarray, shares: np.ndarray, side: fl
 
 
 def _name_classes(axes: "Axes", names: list[str], size: float, margin: float) -> None:
-    """Write the names of the classes as texts, which are faster than ticks; the margin is in cells."""
+    """Write the names of the classes as plain texts, which are faster to draw than ticks; ``margin`` is in cells."""
     K = len(names)
     upright = 90 if max(len(name) for name in names) > len("10") else 0
     axes.set(xticks=[], yticks=[])
@@ -362,7 +364,7 @@ def convolution_filters(layers: Sequence[tuple[str, np.ndarray, tuple[int, ...]]
 
 
 def _name_tiles(axes: "Axes", weights: tuple[int, ...], shape: tuple[int, ...], tiles: tuple[int, ...]) -> None:
-    """Label a sheet of tiles that show the given weights, of a layer whose weights have the given shape."""
+    """Label a sheet of tiles, given the shape of the weights that it shows and of all weights of the layer."""
     K, _, C, F = shape
     R, Q = tiles[:2]
     if C in PICTURE_CHANNELS:

@@ -44,7 +44,7 @@ COLUMNS = (
 """Columns of the metrics tables; cells with unknown values are None."""
 
 INIT_FROM = "model.init_from"
-"""Key of the setting that names the origin of the initial weights, with the first digits of their digest."""
+"""Key of the setting that contains the origin of the initial weights and the first digits of their digest."""
 BLOCKS = "model.blocks"
 """Key of the setting that describes all blocks on one line; single blocks have keys like ``model.blocks.1.conv``."""
 OPTIMISTIC = "model chosen on the test set: its accuracy is optimistic"
@@ -86,9 +86,9 @@ class Record:
     digest: str | None = None
     """The run's digest; None if the manifest cannot be read."""
     parent: str = ""
-    """The run, or else the file, that the initial weights are from; empty if they were drawn."""
+    """Name of the run that trained the initial weights, or of their file if unknown; empty if they were drawn."""
     parent_digest: str | None = None
-    """The digest of that run; None if it is not known."""
+    """Digest of the run that trained the initial weights; None if it is not known."""
     n_classes: int | None = None
     """The dataset's number of classes, from the manifest; None if the manifest has no class names."""
     class_names: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Record:
     settings: dict[str, Any] = field(default_factory=dict)
     """The job's settings by dotted key; ``dataset`` is the dataset's name and the first digits of its digest."""
     chosen: dict[str, Any] = field(default_factory=dict)
-    """The settings of ``data`` and ``train`` that have no default or differ from it, and the essential ones, by key."""
+    """The essential settings, and those of ``data`` and ``train`` whose value is not a default, by key."""
     layers: tuple[LayerRow, ...] = ()
     """The layers of the network; empty if the job cannot be read."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Record:
 
 
 def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
-    """Return the record of a run folder, with as much as can be read; no error is raised, whatever the folder contains.
+    """Return the record of a run folder, with everything that can be read; no folder content causes an error.
 
     Args:
         run: a run in any state; nothing in its folder is changed.
@@ -375,7 +375,7 @@ def _read_evaluations(summary: RunSummary, record: Record) -> None:
 
 
 def _read_counts(path: Path, n_images: int) -> np.ndarray:
-    """Return the confusion matrix in an evaluation's CSV file, (K, K) int64.
+    """Return the confusion matrix, (K, K) int64, from the CSV file of an evaluation.
 
     Raises:
         DataError: the file is missing or is not a confusion matrix of ``n_images`` images.
@@ -415,7 +415,10 @@ def _are_predictions(probabilities: np.ndarray, labels: np.ndarray, names: np.nd
 
 
 def _read_design(summary: RunSummary, record: Record) -> None:
-    """Set the record's notable settings and layers; a job that cannot be read has been reported by an earlier step."""
+    """Set the record's notable settings and its layers.
+
+    If the job cannot be read, nothing is set; an earlier step has already reported the error.
+    """
     with suppress(CnnjobError, *_UNREADABLE):
         job, data = summary.job, summary.manifest["data"]
         changed = dict(_flat(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))

@@ -126,7 +126,7 @@ def report(
 def _with_progress(
     items: Sequence[Item], activity: str, on_progress: Callable[[str, int, int], None] | None
 ) -> Iterator[Item]:
-    """Yield items, and report before each how many are done."""
+    """Yield items; before each one, report how many have been processed."""
     for done, item in enumerate(items):
         if on_progress:
             on_progress(activity, done, len(items))

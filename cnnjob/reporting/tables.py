@@ -18,13 +18,13 @@ from cnnjob.reporting.record import COLUMNS, HISTORY_COLUMNS, Record
 FIGURE_TITLES = {"curves": "learning curves", "confusion": "confusion matrix", "filters": "filters"}
 """Titles of a run's own figures by file stem."""
 HISTORY_FILE = "history.csv"
-"""Name of the table of a run's epochs, in the run's folder of the report."""
+"""Name of the table of a run's epochs, which is in the folder for that run in the report."""
 _UNITS = (
     "Accuracy, precision, recall and F1 on the test images are fractions from 0 to 1; `_macro` is a mean over classes. "
     "The loss is in nats per image."
 )
 _LINKED = ("svg", "png", "pdf")
-"""Formats of figures, in the order in which one of them is linked."""
+"""Formats of figures, in order of preference for links; each figure is linked in one format."""
 _OF_GROUPS = "Mean ± half the width of the 95 % interval (Student's t) over the n finished seeds."
 GROUP_HEADER = ("group", "test accuracy, %", "n", "test loss")
 _PAPER_COLUMNS = ("run", "seed", "state", "test_accuracy", "test_loss", "f1_macro", "epochs")
@@ -70,8 +70,8 @@ def csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None)
 def run_rows(records: Iterable[Record], groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Return the rows of the metrics tables: the values of ``COLUMNS``, and the settings that differ between groups.
 
-    A setting has the name that it has in the tables of groups; if a column of results has the same name, as ``epochs``
-    has, the name begins with ``train.``.
+    A setting has the same name as in the tables of groups, but with the prefix ``train.`` if that is also the name of a
+    column of results, such as ``epochs``.
     """
     by_run = {record.name: group.settings for group in groups for record in group.records}
     names = [name for name in (groups[0].settings if groups else ()) if name not in _SAME_AS_COLUMNS]
@@ -159,8 +159,8 @@ def groups_as_latex(groups: Sequence[Group]) -> str:
 def runs_as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the content of ``metrics.tex``, with only as many columns as fit on a page.
 
-    They include up to three of the settings that differ. ``selected_on`` and ``test_time_augmentation`` are included
-    only if readers need them to interpret the accuracy of a run.
+    The columns include up to three of the settings that differ. ``selected_on`` and ``test_time_augmentation`` are
+    included only if readers need them to interpret the accuracy of a run.
     """
     qualifying = [name for name, plain in _UNREMARKABLE.items() if any(row[name] not in plain for row in rows)]
     varied = [

@@ -86,8 +86,8 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     """Claim a run for this process.
 
     A run can be claimed if its owner no longer exists on this host, was started before the last restart of this SLURM
-    job, or has had no heartbeat for five minutes. If the previous owner is in fact still alive, the claim
-    stops it from writing.
+    job, or has had no heartbeat for five minutes. If the previous owner is in fact still alive, the claim prevents it
+    from writing.
 
     Args:
         run: the run; missing folders inside its folder are created.
@@ -99,7 +99,8 @@ def claim(run: Run, job_is_over: JobIsOver | None = None) -> Claim:
     Raises:
         BusyError: another process owns the run; nothing was changed, except that heartbeats dated in the future
             were set to the current time.
-        DataError: a record is damaged, there is a symbolic link inside the run folder, or the folder was removed.
+        DataError: an attempt record is damaged, there is a symbolic link inside the run folder, or the folder was
+            removed.
     """
     run.require_no_links()
     records = run.attempt_files()

@@ -1,7 +1,7 @@
 """The Git commit of this package's code.
 
-In a clone, git knows the commit. A copy of the package (a wheel, or the code snapshot of a SLURM job) has it in a file
-that is written when the copy is made, by ``hatch_build.py`` or :mod:`cnnjob.slurm.submit.code_snapshot`.
+In a clone, git knows the commit. A copy of the package (a wheel, or the code snapshot of a SLURM job) contains a file
+with the commit, which ``hatch_build.py`` or :mod:`cnnjob.slurm.submit.code_snapshot` writes when the copy is made.
 
 This module needs only the standard library, since ``hatch_build.py`` imports it.
 """

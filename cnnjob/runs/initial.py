@@ -1,4 +1,4 @@
-"""Initial weights from another run or from a file (``model.init_from``): found, read, and copied to the run's folder.
+"""Find and read initial weights from another run or a file (``model.init_from``), and copy them to the run's folder.
 
 When a job is loaded, :func:`find_initial` finds the weights and adds their SHA-256 to the job, whose digest covers it.
 When the run is created, the weights are copied to its ``initial.npz``. From then on, only that copy is read.
@@ -36,14 +36,14 @@ class InitialWeights:
     """The weights that ``model.init_from`` names."""
 
     content: bytes
-    """Content of the run's ``initial.npz``. Of a run's weights, it is the file itself; the arrays of another program's
-    file are converted to float32."""
+    """Content of the run's ``initial.npz``: an unchanged copy of a file that a run wrote; otherwise, the arrays of the
+    given file, converted to float32."""
     sha256: str
     """SHA-256 of ``content``."""
     arrays: Arrays
     """All arrays by name, float32, finite."""
     origin: dict[str, Any]
-    """Where they came from, as described by :class:`cnnjob.jobs.manifest.InitialRecord`."""
+    """Where the weights came from, as described by :class:`cnnjob.jobs.manifest.InitialRecord`."""
 
     @property
     def source(self) -> str:
@@ -65,7 +65,7 @@ def find_initial(job: Job, root: Path) -> Job:
     Raises:
         DataError: the run or file is missing or damaged, the run is not finished, the file has no weights, or its
             SHA-256 is not the job's ``init_sha256``.
-        JobError: several runs have a name that begins like this.
+        JobError: the names of several runs begin with ``init_from``.
     """
     given = job.model.init_from
     if not given:
@@ -127,10 +127,10 @@ def _weights_file(path: Path) -> Path:
 
 
 def _try_read(job: Job, path: Path) -> InitialWeights:
-    """Read the weights at a path that the user has given; the message says why there are none.
+    """Read the weights at a path that the user has specified.
 
     Raises:
-        DataError: the path is neither a finished run nor an intact file of weights.
+        DataError: the path is neither a finished run nor an intact file of weights; the message gives the reason.
     """
     if _weights_file(path).exists():
         return read_initial(job, path)
@@ -148,9 +148,9 @@ def _try_read(job: Job, path: Path) -> InitialWeights:
 
 
 def _runs_from(job: Job, given: str, root: Path) -> list[Run]:
-    """Return the runs of a job, the newest last, that were created with the weights that ``given`` names.
+    """Return the runs of a job, newest last, that were created with the initial weights that ``given`` names.
 
-    The weights themselves need not exist any more. ``latest`` names any weights.
+    The run or file from which the weights were copied may no longer exist. ``latest`` stands for any initial weights.
     """
     runs, path = dict[Run, float](), Path(given)
     for run in find_runs(root):
@@ -171,7 +171,7 @@ def _runs_from(job: Job, given: str, root: Path) -> list[Run]:
 
 
 def _or_pass(file: Path) -> str:
-    """Return the rest of the advice on a file that is a run's own copy; empty for any other file."""
+    """Return further advice for a message if a file is a run's own copy of weights; empty for any other file."""
     if file.name != INITIAL or not Run(file.parent).job_file.exists():
         return ""
     return ", or train or submit the job file again while the run or file in its init_from still exists"
@@ -196,7 +196,7 @@ def _read_weights(file: Path) -> InitialWeights:
 
 
 def _read_foreign(file: Path) -> dict[str, np.ndarray]:
-    """Read the floating-point arrays in a file that NumPy wrote, as float32; other arrays are left out."""
+    """Read the floating-point arrays in a NumPy file as float32; other arrays are left out."""
     from cnnjob.data.prepare.arrays.numpy_files import array_files  # noqa: PLC0415 - loads h5py
 
     arrays: dict[str, np.ndarray] = {}
@@ -217,7 +217,8 @@ def _require_weights(file: Path, arrays: Arrays) -> None:
     """Refuse a file that does not contain weights.
 
     Raises:
-        DataError: the file is a checkpoint, its arrays are not all weights, or a number is not finite.
+        DataError: the file is a checkpoint, contains arrays that cannot be weights or no arrays, or contains a number
+            that is not finite.
     """
     if "header" in arrays and any(name.startswith("best/") for name in arrays):
         raise DataError(f"{file}: a checkpoint, whose run may still change. Pass a finished run or its weights.npz")
@@ -239,7 +240,7 @@ def describe_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _origin(file: Path) -> dict[str, Any]:
-    """Return where a file of weights came from; a run's copy of initial weights came from that run's parent."""
+    """Return where a file of weights came from; for a run's copy of initial weights, where the original came from."""
     run, origin = Run(file.parent), {"source": str(file.resolve()), "run": None, "digest": None}
     if not run.job_file.exists():
         return origin

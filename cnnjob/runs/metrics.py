@@ -80,7 +80,7 @@ def example_images(probabilities: np.ndarray, labels: np.ndarray, limit: int) ->
     """Return the indices of a few images that show what a network can and cannot do.
 
     Right and wrong predictions alternate: the first right prediction of each class, in the order of the images, and the
-    most confident errors. If there are too few of one kind, there are more of the other.
+    most confident errors. If there are too few right or wrong predictions, more of the other kind are included.
 
     Args:
         probabilities: (N, K) floating point.

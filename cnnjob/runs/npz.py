@@ -88,7 +88,7 @@ def require_digest(file: BinaryIO, where: str) -> None:
 
 
 def has_digest(content: bytes | memoryview) -> bool:
-    """Return whether a file's content ends as :func:`arrays_to_bytes` makes it, with a digest, right or wrong."""
+    """Return whether a file's content ends with a digest, right or wrong, as written by :func:`arrays_to_bytes`."""
     return bytes(content[-_DIGITS - len(_LABEL) : -_DIGITS]) == _LABEL
 
 

@@ -1,4 +1,4 @@
-"""Process identity, unique across hosts and reboots, and whether a process is alive."""
+"""The identity of a process, unique across hosts and reboots, and a check that a process is alive."""
 
 import os
 import socket

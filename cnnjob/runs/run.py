@@ -2,7 +2,7 @@
 
 runs/NAME-<digest8>/
 job.json            the resolved job and a description of its dataset, fixed at creation
-initial.npz         the weights that training starts from, with model.init_from
+initial.npz         the initial weights, if the job sets model.init_from
 environment.json    the environment of the first attempt
 attempts/0001.json  one file per attempt, which serves as claim, restart counter and fence
 history.jsonl       one line per epoch (derived from the checkpoint)
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def initial_file(self) -> Path:
-        """Path of the weights that training starts from; there is none if they are drawn."""
+        """Path of the initial weights; the file does not exist if they are drawn at random."""
         return self.path / manifest.INITIAL
 
     @property
@@ -171,7 +171,7 @@ class Run:
 
     @property
     def examples_file(self) -> Path:
-        """Path of some test images with their feature maps and saliency maps."""
+        """Path of the file with some test images and their feature maps and saliency maps."""
         return self.path / "examples.npz"
 
     @property

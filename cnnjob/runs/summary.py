@@ -84,7 +84,7 @@ class RunSummary:
 
     @cached_property
     def job(self) -> Job:
-        """The run's job, checked once.
+        """The run's job, checked when it is first used.
 
         Raises:
             DataError: the job is missing or damaged.
@@ -225,16 +225,16 @@ def find_runs(*paths: Path) -> list[Run]:
 
 
 def resolve_run(given: Path, root: Path, without: Container[str] = ()) -> Path:
-    """Return the folder that the user means by a path, a run's name, the beginning of its name, or ``latest``.
+    """Return the run folder that a path, a run's name, the beginning of its name, or ``latest`` refers to.
 
     Args:
         given: what the user typed; an existing path is returned unchanged, and anything with a slash is a path.
         root: the folder of runs in which names are looked up. ``latest`` is the run with the most recent attempt.
-        without: names of runs in ``root`` that are not meant.
+        without: names of runs that are ignored.
 
     Raises:
         DataError: there is no such run; the message suggests a similar name.
-        JobError: several names begin like this.
+        JobError: the names of several runs begin with ``given``.
     """
     if os.path.lexists(given):
         return given

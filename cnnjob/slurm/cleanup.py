@@ -72,7 +72,7 @@ def find_leftovers(runs: Path, data: Path) -> list[Leftover]:
 
     Returns:
         Temporary files of processes that have ended, code snapshots that no unfinished run uses, sweep folders whose
-        runs have all been removed, and copies for other tools of removed runs; sorted by path.
+        runs have all been removed, and copies of removed runs that were made for other tools; sorted by path.
     """
     empty_sweeps = [path for path in _find_sweeps(runs) if not _runs_of(path)]
     items = [

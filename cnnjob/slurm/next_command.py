@@ -96,8 +96,8 @@ def _data_option(run: Run, job: Job) -> list[str]:
 def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
     """Return a job's name for the command line, and the settings in which the run differs from the job with that name.
 
-    If no job with that name can be loaded here, the run's folder is returned instead of the name; likewise for a run
-    with initial weights, of which its folder has a copy.
+    The run's folder is returned instead of the name if no job with that name can be loaded here, or if the job has
+    initial weights, since the folder contains a copy of them.
     """
     if job.model.init_from:
         return str(run.path), {}

@@ -139,7 +139,7 @@ def _find_outcomes(
         summaries: the summaries of all runs.
         jobs: the runs' jobs in the queue, in the same order.
         index: the index of the jobs in the queue.
-        listing: squeue's listing; None if there is none, in which case sacct is not called either.
+        listing: squeue's listing; if it is None, sacct is not called either.
         deadline: the monotonic time by which sacct must have answered.
         thorough: as in :func:`query_statuses`.
     """

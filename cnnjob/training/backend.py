@@ -67,7 +67,7 @@ def first_backend(job: Job, run: Run) -> str | None:
 
 
 def select_evaluation_backend(wanted: str, job: Job) -> str:
-    """Return the backend for evaluating a finished run; the run's own backend does not matter.
+    """Return the backend for evaluating a finished run; it may differ from the backend that trained the run.
 
     Args:
         wanted: ``numpy``, ``cuda``, or ``auto``: the GPU if one can be used and the job does not ask for NumPy.

@@ -44,7 +44,7 @@ def build_network(model: Model, image_shape: tuple[int, int, int], classes: int)
 
 
 def _freeze_fully(block: nn.Block) -> nn.Block:
-    """Return a block of a fine-tuned network: if its weights are frozen, its bias and normalisation are too."""
+    """Return a block of a fine-tuned network, with its bias and normalisation frozen if its weights are frozen."""
     if isinstance(block, nn.Residual):
         inner = (replace(one, fully_frozen=one.frozen) if isinstance(one, nn.Conv) else one for one in block.blocks)
         return replace(block, blocks=tuple(inner))
@@ -110,7 +110,7 @@ class InitialLayers:
     taken: tuple[str, ...]
     """Names of the layers that take all their arrays from the weights."""
     frozen: dict[str, str]
-    """Those of them that keep these values: ``frozen``, or ``frozen in part`` for a residual block."""
+    """The layers in ``taken`` that keep the taken values: ``frozen``, or ``frozen in part`` for a residual block."""
     new: dict[str, str]
     """Names of the layers that are initialised as usual, each with the reason."""
     left_out: tuple[str, ...]
@@ -129,7 +129,7 @@ class InitialLayers:
 
         Raises:
             DataError: the weights are missing or damaged.
-            JobError: no layer fits, or a frozen layer does not.
+            JobError: the weights fit no layer, or do not fit a frozen layer.
         """
         if not job.model.init_from:
             return None
@@ -158,7 +158,7 @@ class InitialLayers:
         return cls(weights, {name: weights.arrays[name] for name in names}, taken, frozen, new, left_out)
 
     def describe(self) -> Iterator[str]:
-        """Yield lines on where the weights come from and what becomes of each layer."""
+        """Yield lines that describe where the weights come from, which layers take them, and which do not."""
         yield f"initial weights: {self.weights.source} (SHA-256 {short_digest(self.weights.sha256)})"
         taken = {name: self.frozen.get(name, "") for name in self.taken}
         yield f"  taken: {_join(taken, len(taken))}"
@@ -168,7 +168,7 @@ class InitialLayers:
             yield f"  not in this network: {', '.join(self.left_out)}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the same as a dict for JSON."""
+        """Return the information in :meth:`describe` as a dict for JSON."""
         return {
             **self.weights.origin,
             "taken": list(self.taken),
@@ -179,7 +179,10 @@ class InitialLayers:
 
 
 def _frozen_part(block: nn.Block) -> str:
-    """Return ``frozen``, or ``frozen in part`` for a residual block with other convolutions; empty if nothing is."""
+    """Return ``frozen`` if the block is frozen, and an empty string if it is not.
+
+    Return ``frozen in part`` for a residual block in which only some convolutions are frozen.
+    """
     if isinstance(block, nn.Residual):
         parts = {inner.frozen for inner in block.blocks if isinstance(inner, nn.Conv)}
         return "" if True not in parts else "frozen in part" if False in parts else "frozen"
@@ -207,7 +210,7 @@ def _shape_text(shapes: dict[str, tuple[int, ...]], name: str) -> str:
 
 
 def _join(reasons: Mapping[str, str], limit: int = _SHOWN_REASONS) -> str:
-    """Return layers, each with a reason in brackets if it has one, on one line; those beyond the limit are counted."""
+    """Return the names of layers on one line, with any reason in brackets; layers beyond ``limit`` are only counted."""
     shown = [f"{name} ({reason})" if reason else name for name, reason in reasons.items()]
     more = [f"and {len(shown) - limit} more"] if len(shown) > limit else []
     return ", ".join([*shown[:limit], *more])

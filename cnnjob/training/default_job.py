@@ -57,10 +57,10 @@ class DefaultJobs:
         """Return the content of the built-in job for a dataset, given by name or file.
 
         Returns:
-            The content; None if there is no dataset with this name or a similar name.
+            The content; None if no dataset has this name or a similar name.
 
         Raises:
-            DataError: the dataset is damaged, or there is no dataset with this name, but one with a similar name.
+            DataError: the dataset is damaged, or no dataset has this name but one has a similar name.
         """
         path = Path(name) if Path(name).suffix in SUFFIXES else self.data / f"{name}.h5"
         if path.exists():

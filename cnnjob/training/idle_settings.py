@@ -1,4 +1,4 @@
-"""Refusal of settings that have no effect on a given dataset and would only create another run with the same bits.
+"""Refuse settings that have no effect on a given dataset, since they would create a second run with identical bits.
 
 Settings that have no effect on any dataset are refused or dropped when the job is read (:mod:`cnnjob.jobs.job`).
 The following are accepted even if they have no effect:
@@ -6,7 +6,7 @@ The following are accepted even if they have no effect:
 - the default of every key;
 - the neutral values that a sweep starts from: 0 for dropout, smoothing or decay, and 1 for a pool or factor;
 - the initialisers of blocks that take initial weights (``model.init_from``), and the learning rate factor and momentum
-  of those that are frozen, so that the blocks of another job can be used unchanged;
+  of such blocks if they are frozen, so that the blocks of another job can be used unchanged;
 - a GPU precision on a machine without a GPU, where the run logs and records the precision that it uses instead;
 - the schedule and optimiser settings of a run with a single step, since such a run is a trial of a job intended for
   more steps; they are refused only if that step has learning rate 0.

@@ -40,9 +40,9 @@ _PICTURE_SIDE = 48
 _PICTURE_BYTES = 32_000
 """Approximate maximum total size of the images and saliency maps in ``examples.npz``."""
 _MAP_CHOICES = ((4, 16, 32), (4, 8, 32), (3, 8, 16), (2, 8, 16), (2, 4, 16), (2, 4, 8))
-"""Numbers of images, of feature maps per layer and image, and of pixels along a side; deep networks have fewer."""
+"""Numbers of images, of maps per layer and image, and of pixels per side; the first choice that fits is used."""
 _MAPS_BYTES = 32_000
-"""Maximum total size of the feature maps in ``examples.npz``, unless the last choice is larger."""
+"""Maximum total size of the feature maps in ``examples.npz``, in bytes; only the last of the choices may exceed it."""
 _LEVELS = 16
 """Number of grey levels of a feature map, so that two pixels fit into a byte."""
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -413,13 +413,13 @@ def example_arrays(
     images: np.ndarray[Any, Any] | RowReader,
     labels: np.ndarray[Any, Any],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of ``examples.npz``: a few test images, what each convolution makes of them, and saliency.
+    """Return the arrays of ``examples.npz``: a few test images, their saliency and the feature maps of convolutions.
 
     The saliency of a pixel is the largest absolute derivative, over its channels, of the predicted class's logit
-    (Simonyan et al. 2013, §3.1). The derivative is the mean over copies of the image with Gaussian noise, and values
-    above an image's 99th percentile are as bright as that (SmoothGrad: Smilkov et al. 2017, §3). A feature map is one
-    channel of the output of a whole conv block, from its minimum (0) to its maximum (15). Everything is computed by
-    NumPy, one image at a time, so that it takes little memory.
+    (Simonyan et al. 2013, §3.1). The derivative is averaged over copies of the image with Gaussian noise, and
+    saliencies above an image's 99th percentile are reduced to it (SmoothGrad: Smilkov et al. 2017, §3). A feature map
+    is one channel of the output of a whole conv block, scaled so that its minimum is 0 and its maximum is 15.
+    Everything is computed by NumPy, one image at a time, so that it takes little memory.
 
     Args:
         classifier: the network with its chosen weights, on any backend.
@@ -431,9 +431,10 @@ def example_arrays(
         For E ≤ ``MAX_EXAMPLES`` images, chosen by :func:`cnnjob.runs.metrics.example_images`: ``indices``, int64 (E,);
         ``images``, uint8 (E, h, w, C); and ``saliency``, uint8 (E, h, w). For each conv layer of F filters,
         ``maps/LAYER``, uint8 (n, ⌈M / 2⌉, h', w'): feature maps of the first n ≤ E images and of the M ≤ F filters
-        whose maps vary most, in the order of the filters. Two are packed into a byte; the first is in the four high
-        bits. For the L layers in this order, ``filters``, int64 (L, m), has the indices of these filters, followed by
-        -1 if M < m; and ``constant``, int64 (L,), the number of filters whose maps are constant for all n images.
+        whose maps vary most, in the order of the filters. Each byte contains one pixel of two feature maps, with the
+        first map in the four high bits. For the L layers in this order, ``filters``, int64 (L, m), has the indices of
+        these filters, followed by -1 if M < m; and ``constant``, int64 (L,), the number of filters whose maps are
+        constant for all n images.
     """
     network, state = classifier.network, classifier.state
     H, W, C = network.image_shape
@@ -467,7 +468,7 @@ def _inspect(
 
 
 def _packed_maps(inspected: list[dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the feature maps that ``examples.npz`` contains, given those of each image, (1, H, W, F) by layer."""
+    """Return the feature maps for ``examples.npz``, given the maps of each image by layer, each (1, H, W, F)."""
     for n, limit, side in _MAP_CHOICES:
         filters, constant, packed = [], [], {}
         for layer in inspected[0]:

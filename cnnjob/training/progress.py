@@ -129,7 +129,7 @@ class ProgressText:
         return next((text for text in longer if len(text) <= width), shortest)
 
     def end_epoch(self, record: dict[str, Any]) -> str:
-        """Store the accuracy after an epoch, reset the mean loss for the next epoch, and return a text on the epoch."""
+        """Store the accuracy, reset the mean loss for the next epoch, and return a summary of the ended epoch."""
         self._estimate.end_epoch()
         self._loss_sum, self._n_losses = 0.0, 0
         for name, label in (("validation_accuracy", "val acc"), ("test_accuracy", "test acc")):

@@ -91,7 +91,7 @@ class TrainingSetup:
 
         Raises:
             DataError: the weights are missing or damaged.
-            JobError: no layer fits, or a frozen layer does not.
+            JobError: the weights fit no layer, or do not fit a frozen layer.
         """
         return InitialLayers.of(self.job, self.network)
 

@@ -176,7 +176,7 @@ class Trainer:
         self._write_history()
 
     def _initialise(self) -> None:
-        """Draw the initial weights; with ``model.init_from``, take those that fit from the run's own copy."""
+        """Draw the initial weights; with ``model.init_from``, take those that fit from the run's ``initial.npz``."""
         network, given = self.classifier.network, dict[str, Array]()
         if self.job.model.init_from and (initial := InitialLayers.of(self.run.job(), network)):
             given |= initial.arrays

@@ -66,7 +66,10 @@ def show(
 
 
 def _run_to_show(what: str, data: Path) -> Path:
-    """Return the run folder that an argument names; the argument itself if it names a job (or a job and a run)."""
+    """Return the folder of the run that an argument names, or the argument itself as a path.
+
+    An argument that names a job or a dataset is returned as a path even if it is also the name of a run.
+    """
     from cnnjob.jobs.job import list_jobs
     from cnnjob.runs.summary import resolve_run
 
@@ -79,7 +82,7 @@ def _run_to_show(what: str, data: Path) -> Path:
 
 
 def _explain_keys(what: str | None, *, as_json: bool) -> None:
-    """Print every job file key after an example, or the keys with a name or in a table, such as ``train.optimiser``."""
+    """Print all job file keys after an example, or only the keys with the name ``what`` or in the table ``what``."""
     from dataclasses import asdict
     from itertools import groupby
 

@@ -96,8 +96,8 @@ def open_idx(path: Path, dimensions: tuple[int, ...]) -> Iterator[IdxFile]:
 
     Args:
         path: the file.
-        dimensions: the permitted numbers of dimensions. Arrays of more than two dimensions must have the type uint8,
-            and others an integer type.
+        dimensions: the permitted numbers of dimensions. An array with more than two dimensions must have the type
+            uint8; any other array must have an integer type.
 
     Raises:
         DataError: the file is damaged, is not an IDX file, or has dimensions or values that are not permitted.

@@ -170,7 +170,7 @@ def _require_known(name: str, source: str | Path | None) -> None:
 
     Raises:
         DataError: nothing has this name; the message suggests what to specify instead.
-        JobError: the name or the source is an address.
+        JobError: the name or the source is a URL.
     """
     known = (*_ENTRIES, FOLDER)
     address = next((text for text in map(str, (source, name)) if "://" in text), None)

@@ -42,8 +42,8 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The forward and backward tasks; in training, the forward task also updates the running statistics unless the
-        normalisation is fixed. The input gradient is then dx = scale/√(variance + eps) · g.
+        The forward and backward tasks. In training, the forward task also updates the running statistics, unless the
+        normalisation is fixed. The input gradient of a fixed normalisation is dx = scale/√(variance + eps) · g.
     """
     channels = _Channels(arena, block, x, w, dw)
     slices = split_evenly(len(x.value), SHARDS)

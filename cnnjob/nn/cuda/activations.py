@@ -29,7 +29,7 @@ def residual_add(device: Device, body: Tensor, shortcut: Tensor, y: Tensor, kind
 def _plan_activation(
     device: Device, terms: Sequence[Array], d_sum: Array, y: Tensor, kind: Activation
 ) -> ForwardBackward:
-    """Plan y = activation(sum of one or two terms), and the gradient with respect to the sum."""
+    """Plan y = activation(sum), where the sum has one or two terms, and the gradient with respect to the sum."""
     N, *inner = y.value.shape
     # A single term is passed twice; given the number of terms, the kernel reads it only once.
     source = *bordered(terms[0]), *bordered(terms[-1]), len(terms)

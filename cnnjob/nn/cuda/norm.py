@@ -46,8 +46,8 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
         dw: gradients of ``scale`` and ``shift``, overwritten by ``backward``.
 
     Returns:
-        The forward and backward tasks; in training, the forward task also updates the running statistics unless the
-        normalisation is fixed. The input gradient is then dx = scale/√(variance + eps) · g.
+        The forward and backward tasks. In training, the forward task also updates the running statistics, unless the
+        normalisation is fixed. The input gradient of a fixed normalisation is dx = scale/√(variance + eps) · g.
     """
     N, H, W, C = x.value.shape
     rows, dtype, constants = np.int64(N * H * W), x.value.dtype, (block.settings.momentum, block.settings.eps)

@@ -1,9 +1,9 @@
 """Learning curves as small SVG charts.
 
 Every chart is 480 wide and 280 high, in SVG user units. The paths of its lines are in data coordinates (epochs or time,
-and values or their decimal logarithms), which a nested ``svg`` element maps onto the chart. So the script of the page
-reads the values from the paths, and needs no other copy of them. Long lines are reduced to the number of points that
-can be distinguished.
+and values or their decimal logarithms), which a nested ``svg`` element maps onto the chart. The page's script can
+therefore read the values from the paths, and needs no other copy of the values. Long lines are reduced to as many
+points as can be distinguished.
 """
 
 import math
@@ -41,9 +41,9 @@ _TICK_FACTORS, _INTEGER_TICK_FACTORS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
 _CLOSE = 0.3
 """The first epoch has its own tick unless the next tick is closer than this fraction of a tick step."""
 _PADDING = 6
-"""Width around the axes in which lines and points are drawn, so that those at the edges are whole."""
+"""Width of the margin around the axes in which lines and points are still drawn, so that none is cut off."""
 _LARGEST = 1e12
-"""Values of runs that have diverged are drawn as if they were no larger."""
+"""Limit on the coordinates of a path; larger values, from runs that have diverged, are drawn at this limit."""
 _NAMED = 3
 """Maximum number of lines beyond the axis that are named."""
 _SCALED: tuple[Measure, ...] = ("loss", "learning rate")
@@ -55,7 +55,7 @@ class Mark:
     """A mark on a chart."""
 
     kind: Literal["best", "restart", "above", "below", "stop"]
-    """The best epoch; where the run resumed; where a line leaves the chart; where values are no longer finite."""
+    """The best epoch, a restart, the point at which a line leaves the chart, or a line's last finite value."""
     x: float
     y: float = math.nan
     title: str = ""
@@ -78,7 +78,7 @@ class CurvePath:
     style: str
     title: str = ""
     band: int | None = None
-    """Index of a line's band among the bands of the chart; None for no band."""
+    """Index of the line's band among the bands of the chart; None if the line has no band."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,13 @@ class Chart:
     marks: list[Mark] = field(default_factory=list)
     note: str = ""
     scales: dict[str, Any] = field(default_factory=dict)
-    """Vertical axes between which the page switches, ``linear`` and ``log``: the values at their ends and the ticks."""
+    """The vertical axes between which the page can switch, ``linear`` and ``log``: their end values and their ticks."""
 
     def view_box(self, padding: float = 0) -> str:
-        """Return the part of the paths' plane that the axes, and ``padding`` around them in SVG units, show."""
+        """Return the SVG ``viewBox`` of the area between the axes, in the coordinates of the paths.
+
+        The area is extended by ``padding`` on all sides, in SVG units.
+        """
         (x0, x1), (y0, y1) = self.across.ends, self.up.ends
         dx, dy = (x1 - x0) / (RIGHT - LEFT), (y1 - y0) / (BOTTOM - TOP)
         box = (x0 - padding * dx, -y1 - padding * dy, x1 - x0 + 2 * padding * dx, y1 - y0 + 2 * padding * dy)
@@ -111,7 +114,7 @@ def build_group_chart(groups: Sequence[Group], measure: Measure, over: XAxis) ->
     """Draw a dataset's groups in one chart: means with their intervals, and a thin line per seed.
 
     Args:
-        groups: the groups; each of the first has its own colour.
+        groups: the groups; the first ones have different colours, and all others are grey.
         measure: loss or accuracy, on each run's watched split.
         over: the x axis: epochs, or training time in hours, minutes or seconds.
 
@@ -189,7 +192,7 @@ def _marks_beyond(beyond: Sequence[Line], limits: Limits) -> Iterator[Mark]:
 
 
 def _stops(lines: Sequence[Line]) -> Iterator[Mark]:
-    """Yield a mark at the last finite value of each line that ends with values that are not finite."""
+    """Yield a mark at the last finite value of each line whose final value is not finite."""
     for line in lines:
         x, y = finite_points(line)
         if line.has_diverged and len(y) and not np.isfinite(line.y[-1]):
@@ -197,7 +200,7 @@ def _stops(lines: Sequence[Line]) -> Iterator[Mark]:
 
 
 def _note(beyond: Sequence[Line], *, has_stops: bool) -> str:
-    """Return a note on the lines beyond the axis, by the names in the legend if they are there, and on crosses."""
+    """Return a note that names the lines beyond the axis, if possible as in the legend, and explains the crosses."""
     names = list(dict.fromkeys(line.label for line in beyond if line.label)) or [line.title for line in beyond]
     others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     notes = [f"Leaving the chart: {', '.join(names[:_NAMED])}{others}."] if names else []

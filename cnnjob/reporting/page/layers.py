@@ -11,26 +11,26 @@ from cnnjob.reporting.page import pictures
 from cnnjob.reporting.record import Record
 
 MAX_RUNS_WITH_LAYERS = 20
-"""With more runs on the page, only the filters of the first convolution are shown."""
+"""With more runs than this on the page, only the filters of the first convolution of each run are shown."""
 MAX_LAYERS = 64
 """Maximum number of convolutions of a run that are shown."""
 _WHOLE_FILTERS = 64
-"""Maximum number of filters of a layer whose filters are each shown as one image."""
+"""Maximum number of filters per layer, if each filter is shown as one image."""
 _IMAGE_PIXELS = 64
 """Maximum width and height of a test image."""
 
 
 class _Limits(NamedTuple):
-    """Limits on the pictures of a run."""
+    """Limits on the pictures of each run."""
 
     runs: int
-    """Number of runs on the page up to which these limits apply."""
+    """Maximum number of runs on the page for which these limits apply."""
     filters: int
-    """Number of filters of a layer whose filters are shown channel by channel."""
+    """Maximum number of filters per layer, if the filters are shown channel by channel."""
     channels: int
-    """Number of channels of each of these filters."""
+    """Maximum number of channels per filter, if the filters are shown channel by channel."""
     images: int
-    """Number of test images with feature maps."""
+    """Maximum number of test images whose feature maps are shown."""
 
 
 _LIMITS = (_Limits(5, 32, 16, 4), _Limits(MAX_RUNS_WITH_LAYERS, 16, 8, 2), _Limits(sys.maxsize, 16, 8, 0))
@@ -53,10 +53,10 @@ class LayerPictures:
     filters: pictures.Sheet
     filters_caption: str
     maps: list[pictures.Sheet]
-    """The feature maps of each of the first examples."""
+    """The feature maps of the first examples, one sheet per example."""
     maps_caption: str
     map_filters: str
-    """Numbers of the filters of the feature maps, from 1."""
+    """Numbers of the filters to which the feature maps belong, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class NetworkPictures:
     layers: list[LayerPictures] = field(default_factory=list)
     examples: list[ExamplePicture] = field(default_factory=list)
     n_convolutions: int = 0
-    """Number of convolutions; larger than the number of layers if there are many runs or many convolutions."""
+    """Number of convolutions in the network; ``layers`` contains fewer if there are many runs or many convolutions."""
     lacks_examples: bool = False
     """True if the run is finished and has no ``examples.npz``."""
 
@@ -76,10 +76,10 @@ def build_network_pictures(record: Record, n_runs: int) -> NetworkPictures:
 
     Args:
         record: the run's record.
-        n_runs: number of runs on the page; if there are many, there are fewer and smaller pictures.
+        n_runs: number of runs on the page; with many runs, the pictures of each run are fewer and smaller.
 
     Returns:
-        The pictures; without layers if the network has no convolutions or if they are not in the record.
+        The pictures. ``layers`` is empty if the network has no convolutions or if the record does not contain them.
     """
     limits = next(limits for limits in _LIMITS if n_runs <= limits.runs)
     has_all = n_runs <= MAX_RUNS_WITH_LAYERS
@@ -123,7 +123,7 @@ def _layer_pictures(layer: Convolution, limits: _Limits) -> LayerPictures:
 
 
 def _describe_maps(layer: Convolution) -> str:
-    """Return which feature maps are shown."""
+    """Return a description of the feature maps that are shown."""
     M, F = len(layer.map_filters), layer.shape[3]
     shown = plural(F, "feature map") if M == F else f"the {M} of {plural(F, 'feature map')} that vary most"
     if not layer.n_constant:

@@ -1,4 +1,4 @@
-"""Confusion matrices of a dataset's groups and runs, from which the page's script shows two side by side."""
+"""Confusion matrices of a dataset's groups and runs; the page's script shows two of them side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,16 @@ MAX_CELLS = 200_000
 
 
 def comparable_matrices(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """Return the confusion matrices of the runs that have the same classes as the best one.
+    """Return the confusion matrices of the runs that have the same classes as the best run.
 
     Args:
         groups: the groups on a dataset, best first.
 
     Returns:
-        ``classes``, their names; ``runs`` and ``counts``, the name of each run and the cells of its matrix, row by row
-        with a comma between them and zeros left out; ``groups``, the label of each group of several runs and their
-        positions; ``chosen``, the two groups or runs that are shown first. None if there are no two matrices.
+        None if there are fewer than two matrices. Otherwise, ``classes``, the names of the classes; ``runs`` and
+        ``counts``, the name of each run and the cells of its matrix, row by row, separated by commas, with zeros left
+        out; ``groups``, for each group of several runs its label and the positions of its runs in ``runs``; and
+        ``chosen``, the two groups or runs that are shown first.
     """
     with_counts = [(group, record) for group in groups for record in group.records if record.counts is not None]
     if not with_counts:

@@ -5,8 +5,8 @@ folders, so that the same runs give the same bytes. Curves are inline SVG and ar
 a report on a thousand runs is written quickly.
 
 If there are many runs, the content of each run's section is in a ``noscript`` element. A browser that runs scripts
-treats it as text, so that a page with a thousand runs opens quickly, and the script inserts it when the section is
-opened or printed. A browser without scripts shows it as usual.
+treats this element as text, so that a page with a thousand runs opens quickly; the page's script inserts the content
+when the section is opened or printed. A browser without scripts shows the content as usual.
 """
 
 import re
@@ -103,7 +103,7 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
 
 
 def _dataset_section(dataset: results.DatasetResults) -> DatasetSection:
-    """Add the charts to the results on a dataset; a single run has its curves in its own section."""
+    """Add charts to the results on a dataset; the curves of a single run are shown only in the run's own section."""
     n_curves = sum(record.curve is not None for group in dataset.groups for record in group.records)
     return DatasetSection(
         dataset,

@@ -12,11 +12,11 @@ from cnnjob.errors import shorten_middle
 from cnnjob.reporting.groups import Group, setting_text
 
 MIN_GROUPS = 3
-"""With fewer groups, the results table shows the same at a glance."""
+"""Minimum number of groups for which the chart is drawn; with fewer groups, the results table is clear enough."""
 MAX_LINES = 1000
-"""Maximum number of groups that are drawn, the best ones."""
+"""Maximum number of groups that are drawn; if there are more, the best ones are drawn."""
 LEFT, TOP, BOTTOM = 90, 44, 264
-"""Position of the first axis and its ends, in SVG units."""
+"""Horizontal position of the first axis, and vertical positions of the two ends of every axis, in SVG units."""
 _WIDTH, _MIN_STEP = 720, 140
 """Distance between the first and the last axis, and the minimum distance between axes, in SVG units."""
 _LOG_RATIO = 10
@@ -50,7 +50,7 @@ class GroupLine(NamedTuple):
 
     d: str
     share: int
-    """The accuracy's position between the lowest and the highest, in per cent."""
+    """Position of the group's accuracy between the lowest and the highest accuracy, in per cent."""
     title: str
 
 
@@ -141,6 +141,6 @@ def _numeric_heights(values: Sequence[float], *, logarithmic: bool) -> tuple[lis
 
 
 def _height(value: float, low: float, high: float) -> float:
-    """Return the SVG height of a value; a single value is in the middle."""
+    """Return the SVG height of a value on its axis: the middle if all values on the axis are the same."""
     share = (value - low) / (high - low) if high > low else 0.5
     return round(BOTTOM - share * (BOTTOM - TOP), 1)

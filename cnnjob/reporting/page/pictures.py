@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 MAPS_PER_ROW = 8
 _MIN_MAP_SIDE = 24
-"""Side length in pixels up to which small feature maps are enlarged."""
+"""Maximum side length to which small feature maps are enlarged, in pixels."""
 _GREY_STEP = 17
-"""Difference between two of the 16 grey levels of an indexed image."""
+"""Difference between adjacent grey levels of an indexed image, which has 16 levels."""
 _GAP_INDEX = 16
 """Index of the colour between the tiles of an indexed image."""
 
@@ -25,11 +25,11 @@ class Sheet(NamedTuple):
     """An image that consists of small images."""
 
     url: str
-    """Its ``data:`` URL."""
+    """``data:`` URL of the image."""
     width: int
-    """In pixels."""
+    """Width of the image, in pixels."""
     height: int
-    """In pixels."""
+    """Height of the image, in pixels."""
 
 
 def data_url(pixels: np.ndarray) -> str:
@@ -80,7 +80,7 @@ def filter_picture(weights: np.ndarray) -> Sheet:
 
 
 def map_picture(maps: np.ndarray) -> Sheet:
-    """Return the feature maps of one image, uint8 (M, H, W) in 0..15, as a sheet of rows with 8 maps each."""
+    """Return the feature maps of one image, uint8 (M, H, W) in 0..15, as a sheet with up to 8 maps per row."""
     enlarged = max(
         1, _MIN_MAP_SIDE // max(maps.shape[1:])
     )  # else the gaps would be as wide as the pixels of small maps

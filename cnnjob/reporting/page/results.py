@@ -1,7 +1,7 @@
 """The page's results: states and dates of the runs, and one table per dataset, with the best group first.
 
-A group with a test accuracy is an entry of its own, with its runs beneath it. Runs without a test accuracy follow;
-those in the same state for the same reason share a row.
+Each group with a test accuracy has an entry, with the runs of the group beneath it. Below these entries are the runs of
+groups without a test accuracy; runs in the same state for the same reason share a row.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ STATES = ("finished", "running", "pending", "stopped", "failed", "lost", "damage
 MIN_FOLDED = 4
 """Minimum number of runs in the same state for the same reason that share a row."""
 _STRIP = (4.0, 116.0)
-"""First and last coordinate of the accuracies in a strip, in SVG units."""
+"""Positions of the lowest and the highest accuracy on the scale, in SVG units."""
 
 
 class Fold(NamedTuple):
@@ -30,7 +30,7 @@ class Fold(NamedTuple):
     records: list[Record]
     state: str
     reason: str
-    """Empty if there is none."""
+    """The reason for the state; empty if there is none."""
 
 
 class Strip(NamedTuple):
@@ -47,7 +47,7 @@ class GroupEntry:
 
     group: Group
     name: str
-    """The group's label. If columns show the settings that it consists of, the name of its only run or of its job."""
+    """The group's label or, if columns show the settings in the label, the name of its only run or of its job."""
     folds: list[Fold]
     states: list[tuple[str, int]]
     strip: Strip
@@ -62,7 +62,7 @@ class DatasetResults:
     settings: list[str]
     """Names of the settings that differ between the groups."""
     columns: list[str]
-    """Those of the settings that have a column; a single setting that is already in the groups' names has none."""
+    """Names of the settings that have a column; empty if the groups' names already contain the only setting."""
     entries: list[GroupEntry]
     """Groups with a test accuracy, best first."""
     others: list[Fold]
@@ -76,7 +76,7 @@ class DatasetResults:
 
     @property
     def basis(self) -> str:
-        """What the best accuracy is measured on, such as ``mean of 3 seeds``; empty if there is no result."""
+        """How the best accuracy was obtained, such as ``mean of 3 seeds``; empty if there is no result."""
         if not self.entries:
             return ""
         group = self.entries[0].group
@@ -171,9 +171,9 @@ def count_states(records: Iterable[Record]) -> list[tuple[str, int]]:
 
 
 def describe_period(records: Sequence[Record]) -> str:
-    """Return when the runs were trained, such as ``30 Nov 2026, 11:05–11:06 UTC``; empty if none has started.
+    """Return when the runs were trained, such as ``30 Nov 2026, 11:05–11:06 UTC``; empty if no run has started.
 
-    The period ends with the last recorded end of an attempt; while a run is running, it has no end.
+    While a run is running, the period has no end; otherwise, it ends with the last recorded end of an attempt.
     """
     attempts = [attempt for record in records for attempt in record.attempts]
     if not attempts:
@@ -193,7 +193,7 @@ def _day(time: datetime) -> str:
 
 
 def _strip(group: Group, low: float, high: float) -> Strip:
-    """Draw a group's accuracies on the scale of its dataset, whose range is ``low`` to ``high``."""
+    """Draw a group's accuracies on a scale from ``low`` to ``high``, the range of the accuracies on its dataset."""
     first, last = _STRIP
 
     def at(accuracy: float) -> float:

@@ -65,12 +65,12 @@ class AttemptFold(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The runs on the page that share weights with a run."""
+    """The run from which a run was fine-tuned, and the runs that were fine-tuned from it, if they are on the page."""
 
     parent: str
-    """The anchor of the run that the initial weights are from; empty if it is not on the page."""
+    """Anchor of the run from which this run was fine-tuned; empty if there is no such run on the page."""
     children: list[tuple[str, str]]
-    """Names and anchors of the runs that start from this run's weights."""
+    """Names and anchors of the runs on the page that were fine-tuned from this run."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class EvaluationSection:
     record: dict[str, Any]
     """The metrics, as described by :class:`cnnjob.runs.schemas.EvaluationRecord`."""
     class_names: tuple[str, ...]
-    """The network's class names; empty if there is no matrix."""
+    """Names of the network's classes; empty if no confusion matrix is shown."""
     matrix: list[list[tuple[int, float]]]
-    """As in :class:`RunSection`."""
+    """Rows of the confusion matrix, as in :class:`RunSection`."""
     matrix_picture: str
     worst_pairs: list[tuple[str, str, int, float]]
     classes: list[tuple[str, float, float, float, int]]
@@ -119,7 +119,7 @@ class RunSection:
 
 
 def common_settings(records: Sequence[Record]) -> dict[str, Any]:
-    """Return the settings that are the same for all runs that have settings; none if there is only one such run."""
+    """Return the settings that are the same for all runs that have settings; empty if there is only one such run."""
     first, *others = [record.settings for record in records if record.settings] or [{}]
     if not others:
         return {}
@@ -129,10 +129,10 @@ def common_settings(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def find_families(records: Sequence[Record], anchors: Mapping[str, str]) -> dict[str, Family]:
-    """Return the family of each run that was fine-tuned from another run on the page, and of each such other run.
+    """Return the family of each run that was fine-tuned from another run on the page, and of each parent of such a run.
 
     Args:
-        records: the runs; of several copies of a run, the first one counts as the parent.
+        records: the runs; if there are several copies of a run, only the first of them can be a parent.
         anchors: the ``id`` of each run's section, by the run's name.
     """
     by_digest = {record.digest: record.name for record in reversed(records) if record.digest}
@@ -192,7 +192,7 @@ def build_section(
 
 
 def _evaluation_section(evaluation: dict[str, Any], class_names: tuple[str, ...], n_runs: int) -> EvaluationSection:
-    """Build the section of an evaluation; without a matrix if there are many runs, or if the classes do not match."""
+    """Build the section of an evaluation; the matrix is omitted if there are many runs or the classes differ."""
     counts = evaluation["counts"]
     if n_runs > MAX_RUNS_WITH_LAYERS or len(counts) != len(class_names):
         return EvaluationSection(evaluation, (), [], "", [], [])

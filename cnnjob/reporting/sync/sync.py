@@ -7,7 +7,7 @@ events.out.…        for TensorBoard: one event file per update
 wandb/              for W&B: its own files
 
 Run folders are only read. The history of a resumed run is compared with what has been sent, so that no epoch is sent
-twice; measured times, which differ when an epoch is repeated, are not compared.
+twice; measured times are not compared, since they change when an epoch is trained again.
 """
 
 import fcntl
@@ -39,7 +39,7 @@ _MEASURED_TIMES = {"seconds", "images_per_second", "ended"}
 
 @dataclass(frozen=True)
 class Update:
-    """What a tool has not yet received of one run."""
+    """The data of one run that a tool has not yet received."""
 
     run: Run
     record: Record
@@ -48,7 +48,7 @@ class Update:
     group: str
     """Name of the group of runs that differ only in their seed."""
     generation: int
-    """How many times the run's history has changed after it was sent; 0 for almost all runs."""
+    """How many times the run's history has changed after it was sent; almost always 0."""
     has_settings: bool
     """Whether the settings are sent."""
     first_epoch: int
@@ -56,7 +56,7 @@ class Update:
     epochs: list[dict[str, float]]
     """Metrics of the epochs that are sent, by the tags of :func:`metrics_of`, and ``ended`` (POSIX time) if known."""
     has_result: bool
-    """Whether the result is sent; this is the run's last update."""
+    """Whether the result is sent; if so, this is the last update of the run."""
 
     @property
     def last_epoch(self) -> int:
@@ -85,7 +85,7 @@ class Tool(Protocol):
             entry: the update's entry for ``sent.json``.
 
         Yields:
-            The entry with what the tool adds to it, each time that it must be written.
+            The entry, completed by the tool, each time that the entry must be written to ``sent.json``.
         """
 
 
@@ -100,7 +100,7 @@ class _Entry(Fields):
     """A digest of each epoch's metrics."""
     result: bool
     project: str = ""
-    """For W&B: the project; what was sent to another project is sent again."""
+    """For W&B: the project that received the update; everything is sent again if another project is specified."""
     file: str = ""
     """For TensorBoard: the event file."""
     bytes: Count = 0
@@ -122,7 +122,7 @@ class _Sent(Fields):
 
 @dataclass(frozen=True)
 class Synced:
-    """What a call of :func:`sync` has sent of one run."""
+    """The result of :func:`sync` for one run."""
 
     run: str
     state: str
@@ -130,9 +130,9 @@ class Synced:
     epochs: int
     """Number of epochs that have been sent in all."""
     new_result: bool
-    """Whether the result has been sent now."""
+    """Whether this call of :func:`sync` has sent the result."""
     problem: str
-    """Why nothing can be sent of a damaged run; otherwise empty."""
+    """Why nothing can be sent, if the run is damaged; otherwise empty."""
     folder: str
     """Folder of the run's copy."""
     url: str
@@ -140,20 +140,21 @@ class Synced:
 
 
 def sync(runs: Iterable[Run], tool: Tool, out: Path | None = None) -> Iterator[Synced]:
-    """Send what is new of runs to a tool.
+    """Send the new data of runs to a tool.
 
     Args:
         runs: runs in any state.
         tool: the tool.
-        out: folder of the copies; by default, ``SYNC_FOLDERS`` in the folder that contains the run.
+        out: folder of the copies; by default, the folder in ``SYNC_FOLDERS`` for this tool, in the folder that contains
+            the run.
 
     Yields:
-        What was sent of each run, as soon as it has been sent.
+        The result for each run, as soon as the run has been sent.
 
     Raises:
-        JobError: two of the runs have the same name and the same folder of copies.
+        JobError: two runs with the same name would be copied to the same folder.
         BusyError: another process is sending one of the runs.
-        CnnjobError: the tool refuses the runs, or the copies cannot be written.
+        CnnjobError: the tool rejects the runs, or the copies cannot be written.
     """
     folders = {}
     for run in runs:
@@ -174,7 +175,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Lock the folder of a run's copy, so that two processes do not send the same epochs.
 
     Raises:
-        BusyError: another process has locked it.
+        BusyError: another process has locked the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -240,7 +241,7 @@ def _file_stamps(run: Run) -> dict[str, list[int]]:
 
 
 def _received(entries: Sequence[_Entry], folder: Path, project: str) -> list[_Entry]:
-    """Return the updates that the tool has received, without those that follow a missing one."""
+    """Return the updates that the tool has received, up to the first one that is missing."""
     received: list[_Entry] = []
     for entry in entries:
         path = folder / entry.file
@@ -256,7 +257,7 @@ def _url(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _epochs(received: Sequence[_Entry]) -> list[str]:
-    """Return the digests of the epochs that the tool shows, in order."""
+    """Return the digests of the epochs that the tool has received, in order."""
     epochs: list[str] = []
     for entry in received:
         epochs[entry.first_epoch - 1 :] = entry.epochs
@@ -264,7 +265,7 @@ def _epochs(received: Sequence[_Entry]) -> list[str]:
 
 
 def _what_is_new(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[Update, list[str]]:
-    """Return what has not been sent of a run, and the digests of the epochs in it."""
+    """Return the part of a run that has not been sent, and the digests of the epochs in that part."""
     before, rows = _epochs(received), history_rows(record.curve) if record.curve else []
     digests = [_digest_of({key: value for key, value in row.items() if key not in _MEASURED_TIMES}) for row in rows]
     # After a kill, epochs since the last checkpoint are trained again. Normally they have the same bits, so the history
@@ -319,7 +320,7 @@ def require_package(name: str) -> None:
     """Check that an optional package is installed.
 
     Raises:
-        CnnjobError: it is not; the message has the command that installs it.
+        CnnjobError: the package is not installed; the message contains the command that installs it.
     """
     try:
         import_module(name)

@@ -1,6 +1,6 @@
 """TensorBoard: event files with the metrics, hyperparameters, settings and figures of a run.
 
-The records are those that TensorBoard's own writers make; neither TensorFlow nor PyTorch is needed.
+The records are the same as those of TensorBoard's own writers; neither TensorFlow nor PyTorch is needed.
 """
 
 import io
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 _NO_HYPERPARAMETERS = ("name", "resources.", "train.checkpoint_seconds")
-"""Beginnings of the keys of settings that do not affect the result."""
+"""Prefixes of the keys of settings that do not affect the result."""
 
 
 class TensorBoard:
@@ -32,7 +32,7 @@ class TensorBoard:
         """Check that the tensorboard package is installed.
 
         Raises:
-            CnnjobError: it is not.
+            CnnjobError: the package is not installed.
         """
         require_package(self.name)
 

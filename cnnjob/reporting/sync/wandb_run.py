@@ -1,4 +1,4 @@
-"""Weights & Biases: a run with the metrics, settings, result and figures of one of ours."""
+"""Weights & Biases: for each run of cnnjob, a W&B run with its metrics, settings, result and figures."""
 
 import io
 import os
@@ -26,7 +26,7 @@ class WeightsAndBiases:
             project: the project; by default, ``WANDB_PROJECT`` or ``cnnjob``.
 
         Raises:
-            CnnjobError: it is not installed.
+            CnnjobError: the package is not installed.
         """
         self.project = project or os.environ.get("WANDB_PROJECT") or PROJECT
         require_package(self.name)

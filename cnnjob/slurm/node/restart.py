@@ -136,7 +136,7 @@ def _wait(seconds: float) -> None:
 
 
 def _decide_and_restart(run: Run, code: int, earlier: list[dict[str, Any]]) -> str:
-    """Decide whether to restart the run, restart it if so, record this, and return a phrase for the log.
+    """Decide whether to restart the run, act on the decision, record it, and return a phrase about it for the log.
 
     Raises:
         SchedulerError: the restart failed.

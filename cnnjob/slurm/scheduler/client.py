@@ -222,7 +222,8 @@ def is_silent(error: BaseException | None) -> bool:
 def was_refused(error: BaseException) -> bool:
     """Return whether an error, or one of its causes, means that SLURM refused the request.
 
-    False if an earlier call with the same request was not answered, since that call may have had an effect.
+    The result is False if an earlier call with the same request was not answered, since that call may have had an
+    effect.
     """
     chain: list[BaseException] = [error]
     while context := chain[-1].__context__:

@@ -92,7 +92,7 @@ _DESCRIBED = {
         "nodes that it requests are down, drained, or reserved for partitions of higher priority"
     ),
 }
-"""Reasons that SLURM describes in words: a pattern of the words → what they mean."""
+"""Reasons that SLURM gives as text: a regular expression for the text, and what it means."""
 _UNAVAILABLE = re.compile(r"UnavailableNodes:([^\s,(][^\s]{0,200})")
 _LIMIT = re.compile(r"(?P<owner>QOS|Assoc(?:iation)?)?(?P<kind>Grp|Max|Min)?.*")
 _RESOURCES = {

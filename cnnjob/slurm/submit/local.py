@@ -155,7 +155,7 @@ def _start(run: Run, cores: int, minutes: int | None) -> Any:
 
 @contextmanager
 def _child_environment(code: Path) -> Iterator[None]:
-    """Make processes that are started in the ``with`` block run a code snapshot and ignore Ctrl-C in the terminal.
+    """Make processes started in the ``with`` block run the code of a snapshot and ignore Ctrl-C in the terminal.
 
     The processes import nothing from the current folder (:func:`cnnjob.slurm.submit.code_snapshot.python_environment`).
     submitit cannot pass an environment to the processes it starts, so this process changes its own environment inside

@@ -91,9 +91,9 @@ def submit(
     Raises:
         BusyError: a run was removed while this submission waited for another one.
         JobError: SLURM would misinterpret the name of the folder.
-        PartlyBusyError: some runs were not submitted, because a job for them is already in the queue but was submitted
-            for another folder, because another user or another cluster may have a job for them, or because their own
-            jobs are ending; the other runs were submitted.
+        PartlyBusyError: some runs were not submitted, each for one of these reasons: a job for the run is already in
+            the queue but was submitted for another folder; another user or another cluster may have a job for the run;
+            or the run's own job is ending. The other runs were submitted.
         SchedulerError: SLURM refused a job, is not available, or did not answer.
     """
     _check_name(runs[0].path.resolve())
@@ -123,9 +123,9 @@ def submit(
 def remove_unused(runs: Iterable[Run]) -> None:
     """Remove new runs whose submission was refused, so that no run is left pending without a job.
 
-    A run is kept if its folder contains anything but the manifest and initial weights: a request, which stays there
-    unless SLURM has refused it; the record of a job; or the record of an attempt. It is also kept if the file system
-    does not support locks, or if a process trains it.
+    A run is kept if its folder contains more than the manifest and the initial weights, such as the record of a job or
+    of an attempt, or a request that SLURM has not refused. The run is also kept if the file system does not support
+    locks, or if a process is training it.
 
     Args:
         runs: runs in one folder that were created for the submission.

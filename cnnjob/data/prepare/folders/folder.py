@@ -175,7 +175,7 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
 
 
 def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
-    """Return a description of two copies of an image: the first, and the next one that is not in its split or class."""
+    """Return a description of two copies of an image: the first, and the next one in another split or class."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
 

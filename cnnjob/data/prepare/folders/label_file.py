@@ -22,7 +22,7 @@ _COLUMNS = {
 }  # fmt: skip
 """Accepted names for each column, in order of preference; case, spaces, hyphens and underscores are ignored."""
 _ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-"""Cells of a table with one column per class, in lower case."""
+"""Values that a cell may have in a table with one column per class, in lower case, and their meaning."""
 _DELIMITERS = (",", "\t", ";")
 _SHOWN = 10
 
@@ -80,7 +80,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
 
 
 def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
-    """Return the rows of the table and a description of its label column or columns.
+    """Return the rows of the table, and a description of the column or columns that contain the labels.
 
     Raises:
         DataError: the table is not valid, or a row has no path or no label.
@@ -187,10 +187,10 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
     """Return the file to which each row refers.
 
     A row contains the file's path, or only the end of the path, with or without the suffix. Leading folders that all
-    rows share are ignored if they are not in the folder, as in a table that was written for another location.
+    rows share are ignored if no image is found with them, as in a table that was written for another location.
 
     Raises:
-        DataError: a row matches no file or several files, or another row refers to the same file.
+        DataError: a row matches no file or several files, or two rows refer to the same file.
     """
     by_end: dict[str, set[str]] = defaultdict(set)
     for path in files:
@@ -230,9 +230,10 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
 
 
 def _without_shared_folders(paths: list[str], known: Collection[str]) -> list[str]:
-    """Remove as few leading folders as possible, the same from all paths, so that all paths are known.
+    """Remove the leading folders that all paths share, as few as are needed for all paths to be in ``known``.
 
-    The paths are returned unchanged if at least one of them is known, or if no number of folders makes all known.
+    The paths are returned unchanged if any of them is already in ``known``, or if removing all shared folders is
+    not enough.
     """
     if any(path in known for path in paths):
         return paths

@@ -74,10 +74,10 @@ def _deferred(numbers: Iterable[int]) -> Iterator[None]:
     """Defer signals that arrive during a ``with`` block: call their handlers after the block.
 
     A handler that raises an exception within the executor can leave one of the executor's locks held; in a worker, it
-    can leave part of a result in the pipe. The processes would then wait for each other forever.
+    can leave part of a result in the pipe. In both cases, the processes would wait for each other forever.
 
     Args:
-        numbers: the signals; each has a handler written in Python.
+        numbers: the signals, each of which must have a handler written in Python.
     """
     received: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Any] = {}

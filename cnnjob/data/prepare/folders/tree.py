@@ -142,7 +142,7 @@ def _add_contents(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked:
         folder: the folder.
         prefix: path of the folder relative to the root, with a trailing slash; empty for the root.
         above: inodes of the folder and of all folders above it.
-        n_linked: number of folder links followed so far, as a list with one element, which is updated.
+        n_linked: a list whose only element is the number of folder links followed so far; the element is updated.
         listing: the listing, which is updated.
 
     Raises:
