@@ -42,8 +42,8 @@ def sync(
     """Copy runs to TensorBoard or to Weights & Biases (W&B).
 
     Histories, settings, results and figures are copied, during training or afterwards. Only new data is sent, so the
-    command can be repeated at any time. It needs network access, but the jobs do not; the run folders are not changed.
-    The package of the tool must be installed: pip install 'cnnjob[tensorboard]' or 'cnnjob[wandb]'.
+    command can be repeated at any time. It needs a network to reach W&B; the jobs need none. The run folders are not
+    changed. The package of the tool must be installed: pip install 'cnnjob[tensorboard]' or 'cnnjob[wandb]'.
 
     Example: cnnjob sync --to tensorboard
     """

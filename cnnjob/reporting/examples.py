@@ -52,7 +52,7 @@ class Convolution:
     map_filters: tuple[int, ...] = ()
     """Indices of the M filters to which the feature maps belong; these are the filters whose maps vary most."""
     n_constant: int = 0
-    """Number of filters whose feature map has a single value in each of the n examples."""
+    """Number of filters whose feature map has the same value at all pixels, for each of the n examples."""
 
 
 def classified_images(
@@ -113,7 +113,8 @@ def _feature_maps(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndar
 
     Returns:
         The feature maps of n images, uint8 (n, M, H, W) in 0..15; n is 0 if the file has none of this layer. Then the
-        indices of the M filters, and the number of filters whose feature map has a single value in each of the images.
+        indices of the M filters, and the number of filters whose feature map has the same value at all pixels, for each
+        of the images.
     """
     names = [name for name in arrays if name.startswith(_MAPS)]
     if _MAPS + layer not in names:
