@@ -28,7 +28,7 @@ def sync(
         Path | None,
         typer.Option(
             "--out", "-o", metavar="FOLDER",
-            help="Folder of the copies; by default, .tensorboard/ or .wandb/ in the folder of the runs.",
+            help="Folder for the copies; by default, .tensorboard/ or .wandb/ in the runs folder.",
         ),
     ] = None,
     project: Annotated[

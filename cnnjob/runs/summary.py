@@ -135,7 +135,7 @@ class RunSummary:
 
     @property
     def job_ids(self) -> set[str]:
-        """The ids of all SLURM jobs that may still train the run."""
+        """The ids of all SLURM jobs that may still be working on the run."""
         ids = {self.submission.get("job_id"), self.attempt.get("job_id")}
         return {str(one) for one in ids if one}
 

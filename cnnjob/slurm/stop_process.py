@@ -1,4 +1,4 @@
-"""Functions that stop training outside cnnjob's own SLURM jobs.
+"""Functions that stop training processes that run outside cnnjob's own SLURM jobs.
 
 A training process is sent a signal, directly or through its job step. If neither is possible, the user is shown the
 command that stops it. This module also writes the cancellation record, which must exist before anything is stopped.

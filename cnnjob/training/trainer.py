@@ -209,9 +209,9 @@ class Trainer:
         self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _compare_environment(self) -> None:
-        """Log a warning if the environment differs from that of the first attempt, since bits may then differ.
+        """Log a warning if the environment differs from that of the first attempt: bits of the results may differ.
 
-        The current step is recorded as the first step whose bits may differ, unless an earlier step was recorded.
+        The current step is recorded as the first with possibly different bits, unless an earlier step was recorded.
         """
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:
