@@ -79,7 +79,7 @@ class SchedulerError(CnnjobError):
 
 
 class BusyError(CnnjobError):
-    """Another process is writing this run."""
+    """Another process is writing to the run."""
 
     exit_code = 5
 

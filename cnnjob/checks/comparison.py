@@ -59,7 +59,7 @@ class RunComparison:
     """Name, which is the same for both runs."""
     steps: int
     seed: int
-    """Seed for the random moments of the kills."""
+    """Seed for the random times of the kills."""
     kills: list[Kill]
     attempts: int
     """Number of attempts of the killed run."""
@@ -197,7 +197,7 @@ def compare_runs(uninterrupted: Run, killed: Run, kills: list[Kill], wanted: int
         killed: the run that was killed and resumed.
         kills: the kills, in order.
         wanted: the requested number of kills.
-        seed: the seed for the random moments of the kills.
+        seed: the seed for the random times of the kills.
 
     Returns:
         The comparison.

@@ -72,7 +72,7 @@ def verify_resume(
         dataset: the job's dataset.
         folder: an empty folder for both runs.
         kills: number of kills.
-        seed: seed for the random moments of the kills.
+        seed: seed for the random times of the kills.
         say: called with each progress message.
 
     Returns:

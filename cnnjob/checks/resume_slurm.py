@@ -52,7 +52,7 @@ def verify_resume_on_slurm(
         folder: an empty folder for both runs, accessible from the nodes.
         request: the resources of each run.
         kills: number of kills; each occurs in a different part of the training, after a new checkpoint.
-        seed: seed for the random moments of the kills.
+        seed: seed for the random times of the kills.
         wait_minutes: time limit for both runs, including time in the queue, after which their SLURM jobs are cancelled.
         say: called with each progress message.
 

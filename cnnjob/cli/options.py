@@ -130,6 +130,6 @@ STAGE = Annotated[
     typer.Option(
         "--stage/--no-stage",
         rich_help_panel=START_GROUP,
-        help="First copy the dataset to the local disk of the machine that trains.",
+        help="First copy the dataset to the local disk of the machine that runs the training.",
     ),
 ]

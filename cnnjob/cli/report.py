@@ -20,7 +20,8 @@ def report(
         bool, typer.Option("--figures", help="Also draw figures for papers and slides, as PNG, SVG and PDF.")
     ] = False,
     figure_formats: Annotated[
-        str | None, typer.Option("--format", metavar="FORMATS", help="Draw figures in these formats, such as png,pdf.")
+        str | None,
+        typer.Option("--format", metavar="FORMATS", help="Formats in which figures are drawn, for example png,pdf."),
     ] = None,
     as_json: Annotated[bool, opt.json_option("Print the rows of metrics.csv as JSON.")] = False,
 ) -> None:

@@ -56,7 +56,7 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
         if len(before) > len(key) and before[: len(key)] == key:
             raise JobError(
                 f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which replaces all of "
-                f"{format_key(key)}. Swap the two, or set both in one value"
+                f"{format_key(key)}. Swap the two, or combine them in one value"
             )
         table, kind, earlier = key[:2], key[2:3], before[2:3]
         if before[:2] == table and ".".join(table) in KINDS and kind and earlier and kind != earlier:
@@ -104,12 +104,12 @@ def apply_override(
 
 
 def _enter_table(table: Any, name: str, following: str, override: str) -> Any:
-    """Return the table with a given name inside another table or list.
+    """Return the table with a given name or index inside another table or list.
 
     A shorthand in place of the table (``true``, or the name of a kind) is first expanded to a table.
 
     Raises:
-        JobError: the outer value is neither a table nor a list with this index.
+        JobError: the outer value is neither a table nor a list, or the list has no such index.
     """
     index: Any = _list_index(table, name)
     if index is None and not isinstance(table, dict):

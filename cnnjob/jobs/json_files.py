@@ -148,7 +148,7 @@ def _describe_problem(problem: Any) -> str:
 
 
 def read_sealed(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    """Read a JSON file that contains the SHA-256 of its other content; files from older versions may lack it.
+    """Read a JSON file that contains the SHA-256 of the rest of its content; files from older versions may lack it.
 
     Args:
         path: the file.

@@ -106,8 +106,8 @@ def plan_figures(out: Path, drawings: Mapping[str, Drawing], formats: Iterable[F
     """Decide which figures are drawn.
 
     A figure is drawn in each format that is asked for, unless the current drawing code has already drawn it with the
-    same arguments. Another format of the figure is part of the report if an earlier report drew it with the same
-    arguments.
+    same arguments. A format that is not asked for stays in the report if an earlier report drew the figure in it with
+    the same arguments.
 
     Args:
         out: the folder that contains the files of the previous report, if any.

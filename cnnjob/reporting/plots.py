@@ -5,8 +5,8 @@ on the user's ``matplotlibrc``, and :func:`to_bytes` returns the same bytes for 
 literally and never parsed as formulas.
 
 Sizes are computed in inches from the lengths of the names, since Matplotlib's layout engines would draw each figure
-several times. Rendering a text takes a third of a millisecond each time; the same applies to each tick, because its
-label is a text.
+several times. Rendering a piece of text takes a third of a millisecond, and so does each tick, because its label
+is text too.
 
 This module reads and writes no files; :mod:`cnnjob.reporting.report` does.
 """
@@ -209,7 +209,7 @@ def _key(row: Panels) -> dict[str, Any]:
 
 
 def _look(line: Line) -> dict[str, Any]:
-    """Return Matplotlib's properties of a line, which match the page's style sheet."""
+    """Return the Matplotlib line properties that match the page's style sheet."""
     width = {"mean": 1.5, "dashed": 1.1, "thin": 0.75}[line.style]  # points
     dash = TRAINING_DASH if line.style == "dashed" else DASHES[line.colour or 0] if line.style == "mean" else ()
     return {

@@ -122,7 +122,7 @@ def copy_initial(run: Run, initial: InitialWeights) -> None:
 
 
 def _weights_file(path: Path) -> Path:
-    """Return the file of weights that a path names: the file itself, or the weights in a run's folder."""
+    """Return the weights file that a path refers to: the file itself, or the weights in a run's folder."""
     return Run(path).weights_file if path.is_dir() else path
 
 

@@ -129,7 +129,7 @@ class InitialLayers:
 
         Raises:
             DataError: the weights are missing or damaged.
-            JobError: the weights fit no layer, or do not fit a frozen layer.
+            JobError: the weights do not fit any layer, or they do not fit a frozen layer.
         """
         if not job.model.init_from:
             return None
@@ -142,9 +142,9 @@ class InitialLayers:
             found = describe_shapes({name: array.shape for name, array in weights.arrays.items()})
             needed = describe_shapes({name: parameter.shape for name, parameter in network.parameters.items()})
             raise JobError(
-                f"model.init_from: the weights in {weights.origin['source']} fit no layer (found {found}; the network "
-                f"needs {needed}). Use the blocks of the network that was trained, or an .npz file whose arrays have "
-                "these names and shapes"
+                f"model.init_from: the weights in {weights.origin['source']} do not fit any layer (found {found}; the "
+                f"network needs {needed}). Use the same blocks as the network that these weights come from, or an .npz "
+                "file whose arrays have the needed names and shapes"
             )
         if unfit := {name: reason for name, reason in new.items() if name in frozen}:
             raise JobError(

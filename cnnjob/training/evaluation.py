@@ -309,8 +309,8 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
         raise JobError(f"{dataset.path}: {run.path} requires images of shape {shapes[0]} (found {shapes[1]}). {advice}")
     if len(dataset.class_names) != len(data["class_names"]):
         raise JobError(
-            f"{dataset.path}: {run.path} predicts {len(data['class_names'])} classes (found "
-            f"{len(dataset.class_names)}). Choose a dataset with the same classes"
+            f"{dataset.path}: not the number of classes that {run.path} predicts (found "
+            f"{len(dataset.class_names)}, expected {len(data['class_names'])}). Choose a dataset with the same classes"
         )
 
 

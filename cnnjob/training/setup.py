@@ -91,7 +91,7 @@ class TrainingSetup:
 
         Raises:
             DataError: the weights are missing or damaged.
-            JobError: the weights fit no layer, or do not fit a frozen layer.
+            JobError: the weights do not fit any layer, or they do not fit a frozen layer.
         """
         return InitialLayers.of(self.job, self.network)
 

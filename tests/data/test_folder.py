@@ -296,7 +296,7 @@ def no_classes(root: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "spoil"),
     [
-        (DataError, "some classes have no train images .found bird.", an_empty_class),
+        (DataError, "no train images in some classes .bird.", an_empty_class),
         (
             DataError,
             "class bird has too few images to split off test images .found 1, 1 of them distinct",

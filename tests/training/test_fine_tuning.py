@@ -222,7 +222,9 @@ def test_a_layer_of_other_shape_or_name_is_new_and_said(parent: Run, root: Path)
         TrainingSetup.checked(
             child_job(parent, model__blocks=[*BLOCKS[:2], {"dense": 9, "frozen": True}]), dataset(root.parent)
         )
-    with pytest.raises(JobError, match=r"fit no layer .found conv1/weights 3×3×1×4, .*; the network needs dense1/weig"):
+    with pytest.raises(
+        JobError, match=r"do not fit any layer .found conv1/weights 3×3×1×4, .*; the network needs dense1/weig"
+    ):
         TrainingSetup.checked(child_job(parent, model__blocks=[{"dense": 2}]), dataset(root.parent))
 
 
@@ -276,7 +278,10 @@ def test_arrays_of_another_program_are_weights_if_their_names_and_shapes_fit(
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "torch": ({"conv1.weight": np.zeros((4, 1, 3, 3))}, r"fit no layer .found conv1.weight 4×1×3×3; the network needs"),
+    "torch": (
+        {"conv1.weight": np.zeros((4, 1, 3, 3))},
+        r"do not fit any layer .found conv1.weight 4×1×3×3; the network needs",
+    ),
     "labels": ({"labels": np.arange(3)}, r"not weights .found no arrays.. Pass a finished run or its weights.npz"),
     "nan": ({"conv1/bias": np.full(4, np.nan)}, "conv1/bias is not finite"),
     "large": ({"conv1/bias": np.full(4, 1e300)}, "conv1/bias is not finite"),

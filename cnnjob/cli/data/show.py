@@ -38,8 +38,8 @@ def show(
 ) -> None:
     """List datasets and jobs, or show one of them.
 
-    The checksums of a dataset file are verified. With --keys, an example of a job file is printed, and every key on one
-    line; 'show --keys conv' explains only the keys with that name or in that table.
+    The checksums of a dataset file are verified. With --keys, an example of a job file is printed, followed by one line
+    per key; 'show --keys conv' explains only the keys with that name or in that table.
 
     Example: cnnjob show mnist-baseline --set train.batch_size=256
     """

@@ -97,7 +97,7 @@ def _snapshot_digest(contents: Contents) -> str:
 
 
 def _read_package() -> dict[str, bytes]:
-    """Return this package's files by path, without bytecode and hidden files, but including a file with the commit.
+    """Return this package's files by path, excluding bytecode and hidden files but including a file with the commit.
 
     A snapshot is not a Git repository, so the commit is stored with the code.
     """

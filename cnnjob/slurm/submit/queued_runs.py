@@ -87,7 +87,7 @@ def find_successor(array: JobArray) -> QueuedJob | None:
     """Search the queue for a successor that sbatch may have submitted without answering; None if none is found.
 
     Raises:
-        SchedulerError: the scheduler did not answer the query of the queue.
+        SchedulerError: the scheduler did not answer the queue query.
     """
     try:
         listing = queue.list_queue([os.getuid()])

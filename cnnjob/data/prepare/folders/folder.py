@@ -75,7 +75,7 @@ def require_classes(splits: Splits, class_names: Sequence[str], where: str) -> N
         if empty := [name for label, name in enumerate(class_names) if not counts[label]]:
             more = f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
             raise DataError(
-                f"{where}: some classes have no {split} images (found {', '.join(empty[:_SHOWN])}{more}). "
+                f"{where}: no {split} images in some classes ({', '.join(empty[:_SHOWN])}{more}). "
                 "Every class needs images in each split"
             )
 

@@ -66,7 +66,7 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
             members.sort(key=lambda path: path.split("/"))
     if "train" not in splits:
         raise DataError(
-            f"{where}: no training images (found the splits {', '.join(splits)}). Use the split name train for them"
+            f"{where}: no training images (found the splits {', '.join(splits)}). Give one split the name train"
         )
     used = set(named)
     return FolderLayout(

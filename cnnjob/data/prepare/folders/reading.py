@@ -267,7 +267,8 @@ def chunks(
     if added_or_removed := sorted(set(listed) ^ set(tree.list().files)):
         raise DataError(
             f"{tree.path(added_or_removed[0])}: added or removed while the folder was being read "
-            f"(found {plural(len(added_or_removed), 'such file')}). Leave the folder unchanged and prepare it again"
+            f"(found {plural(len(added_or_removed), 'such file')}). Prepare the folder again, and do not change it in "
+            "the meantime"
         )
     if faults:
         # A file that has changed is not damaged.
@@ -312,6 +313,6 @@ def _read_image(tree: FolderTree, image: ImageFile, shape: tuple[int, int, int],
         # Adding a hard link or changing the mode also changes the stamp, so compare the digests.
         digest = tree.digest(image.name) if content is None else hashlib.sha256(content).digest()
         if digest != image.digest:
-            raise DataError(f"{path}: {_CHANGED}. Leave the folder unchanged and prepare it again")
+            raise DataError(f"{path}: {_CHANGED}. Prepare the folder again, and do not change it in the meantime")
     picture = read_picture(path, shape, fit=options.fit, background=options.background, content=content)
     return picture.pixels, tuple(picture.remarks())
