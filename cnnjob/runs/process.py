@@ -145,7 +145,10 @@ def ahead_seconds(record: Path) -> float:
     Args:
         record: the path of the attempt's record.
     """
-    ahead = -_age_seconds(record) if record.exists() else 0.0
+    try:
+        ahead = -_age_seconds(record)
+    except FileNotFoundError:
+        return 0.0
     return ahead if ahead > SKEW_SECONDS else 0.0
 
 

@@ -221,14 +221,15 @@ from pathlib import Path
 from random import random
 from time import sleep
 from cnnjob.data.dataset import Dataset
-from cnnjob.errors import BusyError, DataError
+from cnnjob.errors import CnnjobError
+from cnnjob.files import disk_errors_as_cnnjob_error
 from cnnjob.runs.claims import claim
 from cnnjob.runs.creation import create_run
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit.submission import remove_unused
 from tests.helpers.toy_jobs import job
 data, root = Dataset.open(Path("data/toy.h5")), Path("runs")
-start = get_context("fork").Barrier(2)
+start = get_context("fork").Barrier(2, timeout=60)
 
 def refuse():
     for seed in range(ROUNDS):
@@ -241,16 +242,17 @@ def train():
     for seed in range(ROUNDS):
         start.wait()
         sleep(0.02 * random())
-        run = create_run(job(seed=seed), data, root)
         try:
-            held = claim(run)
-        except (BusyError, DataError):
+            run = create_run(job(seed=seed), data, root)
+            with disk_errors_as_cnnjob_error(run.path):
+                held = claim(run)
+        except CnnjobError:  # as when a job is trained: the run was removed at this moment
             continue
         run.log_file.write_text(run.manifest()["digest"])
         held.end("stopped: SIGTERM", 5)
         print(run.name, flush=True)
 
-other = get_context("fork").Process(target=refuse)
+other = get_context("fork").Process(target=refuse, daemon=True)
 other.start()
 train()
 other.join()
