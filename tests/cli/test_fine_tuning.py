@@ -80,16 +80,13 @@ def test_every_command_says_which_layers_are_taken(parents: list[str]) -> None:
 
 
 def test_weights_are_swept_over_by_the_names_of_their_runs(parents: list[str]) -> None:
-    swept = cnnjob(
-        "submit", "toy.toml", "--local", "--sweep", f"{FROM}{','.join(parents)},false", "--seeds", "2", *QUICK
-    )
+    swept = cnnjob("submit", "toy.toml", "--local", "--sweep", f"{FROM}{','.join(parents)},false", *QUICK)
     assert swept.exit_code == 0, swept.output
     for name in parents:
         assert swept.stdout.count(f"initial weights: {name} ") == 1
-        for seed in (0, 1):
-            assert f"(seed={seed}, {FROM}runs/{name})" in swept.stdout
-    assert f"(seed=1, {FROM}None)" in swept.stdout
-    assert swept.stdout.count("finished, test accuracy") == 6
+        assert f"({FROM}runs/{name})" in swept.stdout
+    assert f"({FROM}None)" in swept.stdout
+    assert swept.stdout.count("finished, test accuracy") == 3
 
 
 def test_a_run_is_resumed_from_its_folder_without_its_source(parents: list[str]) -> None:
