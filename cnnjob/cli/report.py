@@ -53,6 +53,8 @@ def report(
     if several:
         typer.echo()
         print_table(GROUP_HEADER, [group_cells(group) for group in result.groups], spare=("test loss",))
+        if any(len(group.by_seed) > 1 for group in result.groups):
+            typer.echo("± is half the width of the 95 % interval of the mean over n seeds")
     changed = f"{len(result.written)} of {len(result.files)} files changed"
     typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
 

@@ -132,11 +132,11 @@ def test_the_first_table_has_groups_and_runs(mixed: Path) -> None:
     assert [first[1], first[3]] == ["80.00 ± 0.00", "3 of 4"]
     assert first[-1] == "3 finished 1 stopped"
     assert [(row[1], row[3], row[-1]) for row in rows[1:5]] == [
-        *(("80.00", str(seed), "finished") for seed in range(3)),
-        ("", "3", "stopped SIGTERM"),
+        *(("80.00", f"seed {seed}", "finished") for seed in range(3)),
+        ("", "seed 3", "stopped SIGTERM"),
     ]
     pending = rows[-1]
-    assert [pending[1], pending[3]] == ["", "4"]
+    assert [pending[1], pending[3]] == ["", "seed 4"]
     assert pending[-1] == "pending not started yet"
 
 
