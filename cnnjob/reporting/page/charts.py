@@ -137,7 +137,8 @@ def build_run_chart(curve: Curve, measure: Measure) -> Chart | None:
     if curve.best_epoch is not None and measure != "learning rate":
         height = float(np.interp(curve.best_epoch, lines[-1].x, lines[-1].y))
         marks.append(Mark("best", curve.best_epoch, height, "best epoch"))
-    return build_chart(f"{measure} of {curve.name} over epochs", "epoch", measure, lines, marks)
+    period = "at the end of each epoch" if measure == "learning rate" else "over epochs"
+    return build_chart(f"{measure} of {curve.name} {period}", "epoch", measure, lines, marks)
 
 
 def build_chart(
