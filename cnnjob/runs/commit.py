@@ -25,7 +25,7 @@ class Commit(TypedDict):
     commit: str | None
     """The full hash."""
     dirty: bool | None
-    """Whether the package's files differ from the commit."""
+    """True if the package's files differ from the commit."""
 
 
 @cache  # a process keeps the code that it has imported, even if something else is committed meanwhile

@@ -50,13 +50,13 @@ class Update:
     generation: int
     """How many times the run's history has changed after it was sent; almost always 0."""
     has_settings: bool
-    """Whether the settings are sent."""
+    """True if the settings are sent."""
     first_epoch: int
     """Number of the first epoch that is sent, from 1."""
     epochs: list[dict[str, float]]
     """Metrics of the epochs that are sent, by the tags of :func:`metrics_of`, and ``ended`` (POSIX time) if known."""
     has_result: bool
-    """Whether the result is sent; if so, this is the last update of the run."""
+    """True if the result is sent; this is then the last update of the run."""
 
     @property
     def last_epoch(self) -> int:
@@ -130,7 +130,7 @@ class Synced:
     epochs: int
     """Number of epochs that have been sent in all."""
     new_result: bool
-    """Whether this call of :func:`sync` has sent the result."""
+    """True if this call of :func:`sync` has sent the result."""
     problem: str
     """Why nothing can be sent, if the run is damaged; otherwise empty."""
     folder: str
