@@ -52,7 +52,7 @@ class Line:
     half_width: np.ndarray | None = None
     """Half the width of the band around the line, same shape as ``y``, NaN where there is none; None for no band."""
     has_diverged: bool = False
-    """Whether the line belongs to a run that has diverged, or is a mean over runs of which at least one has."""
+    """True if the line belongs to a diverged run, or is a mean over runs of which at least one has diverged."""
 
 
 @dataclass(frozen=True)

@@ -518,7 +518,7 @@ def test_columns_that_do_not_give_one_class_are_refused(tmp_path: Path, rows: st
     refused(root, message, labels=tmp_path / "labels.csv", test_fraction=0.5)
 
 
-@pytest.mark.parametrize("prefix", ["root/", "/home/me/kaggle/root/", "C:\\photos\\"])
+@pytest.mark.parametrize("prefix", ["root/", "/kaggle/input/root/", "C:\\photos\\"])
 def test_a_table_written_for_another_location(tmp_path: Path, prefix: str) -> None:
     root = draw(tmp_path / "root", *(f"{'ab'[i % 2]}/{i}.png" for i in range(8)))
     rows = "".join(f"{prefix}{'ab'[i % 2]}/{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(8))
