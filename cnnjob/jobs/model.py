@@ -87,8 +87,8 @@ def _in_usual_order(conv: nn.Conv) -> nn.Conv:
         "pool": conv.pool > 1,
     }
     present = tuple(part for part in conv.order if is_present[part])
-    # ReLU and max-pooling commute bit for bit; GELU and max-pooling do not, as GELU is not monotonic.
-    if conv.activation != "gelu" and (not conv.batch_norm or present == ("norm", "pool", "activation")):
+    # ReLU and max-pooling commute bit for bit; GELU and SiLU, which are not monotonic, do not commute with max-pooling.
+    if conv.activation not in ("gelu", "silu") and (not conv.batch_norm or present == ("norm", "pool", "activation")):
         return replace(conv, order=_ORDER)
     if present == tuple(part for part in _ORDER if is_present[part]):
         return replace(conv, order=_ORDER)

@@ -19,7 +19,7 @@ Initialiser = Literal["he"] | float
 ConvInitialiser = Literal["he", "dirac", "whitening"] | float
 """Initialiser that may also be ``"dirac"`` (each filter passes one channel through) or, for the first block only,
 ``"whitening"`` (filters computed from patches of the training images)."""
-Activation = Literal["relu", "gelu", "none"]
+Activation = Literal["relu", "gelu", "silu", "none"]
 Part = Literal["norm", "activation", "pool"]
 Order = tuple[Part, ...]
 """Sequence that contains each part exactly once."""
@@ -119,7 +119,8 @@ class Conv:
     batch_norm: BatchNorm | None = None
     """Batch normalisation: ``true``, a table of its settings, or ``false`` to disable it."""
     activation: Activation = "relu"
-    """Activation function, applied at its position in ``order``; ``gelu`` is the exact form, computed with erf."""
+    """Activation function, applied at its position in ``order``; ``gelu`` is the exact form, computed with erf;
+    ``silu``, also called swish, is u / (1 + exp(−u))."""
     order: Order = ("norm", "activation", "pool")
     """Order of normalisation, activation and pooling after the convolution and its bias."""
     init: ConvInitialiser = "he"
@@ -197,7 +198,8 @@ class Dense:
     units: Annotated[int, Ge(1), Le(1_000_000)]
     """Number of units."""
     activation: Activation = "relu"
-    """Activation function; ``gelu`` is the exact form, computed with erf."""
+    """Activation function; ``gelu`` is the exact form, computed with erf; ``silu``, also called swish, is
+    u / (1 + exp(−u))."""
     init: Initialiser = "he"
     """Initial weights: ``he`` (normal with variance 2 / fan-in), or a number up to 10 (normal with that standard
     deviation)."""

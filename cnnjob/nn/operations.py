@@ -19,6 +19,8 @@ from cnnjob.nn.blocks import (
     Shape,
 )
 
+FUSED_ACTIVATIONS: tuple[Activation, ...] = ("relu", "none")
+"""Activations that a convolution or dense layer applies itself; all others are separate operations."""
 LAYERS_PER_RESIDUAL = 256
 """Number of layer indices reserved for the layers inside a residual block."""
 
@@ -61,7 +63,8 @@ class MaxPool:
 
 
 Operation = Conv | Dense | Dropout | GlobalPool | Norm | Activate | MaxPool
-"""One operation of a backend; here, a :class:`Conv` has no normalisation, and its activation is ReLU or none."""
+"""One operation of a backend; here, a :class:`Conv` has no normalisation, and its activation is one of
+:data:`FUSED_ACTIVATIONS`."""
 
 
 def split_block(block: Block) -> list[Operation | Residual]:
@@ -71,10 +74,10 @@ def split_block(block: Block) -> list[Operation | Residual]:
     convolution is always part of the convolution's operation.
     """
     if not isinstance(block, Conv):
-        if isinstance(block, Dense) and block.activation == "gelu":
-            return [replace(block, activation="none"), Activate("gelu")]
+        if isinstance(block, Dense) and block.activation not in FUSED_ACTIVATIONS:
+            return [replace(block, activation="none"), Activate(block.activation)]
         return [block]
-    if block.batch_norm is None and block.activation != "gelu":
+    if block.batch_norm is None and block.activation in FUSED_ACTIVATIONS:
         return [block]
     present = {"norm": block.batch_norm is not None, "activation": block.activation != "none", "pool": block.pool > 1}
     parts = [part for part in block.order if present[part]]

@@ -234,7 +234,9 @@ class _Graph:
         return [] if bias is None else [self.constant(f"{name}/bias", bias)]
 
     def activation(self, kind: Activation, name: str, x: str) -> str:
-        """Add ReLU, GELU or nothing; return the name of the output."""
+        """Add an activation; return the name of the output."""
+        if kind == "silu":  # a single node, Swish, exists only from operator set 24 on
+            return self.add("Mul", f"{name}/silu", x, self.add("Sigmoid", f"{name}/sigmoid", x))
         return x if kind == "none" else self.add({"relu": "Relu", "gelu": "Gelu"}[kind], f"{name}/{kind}", x)
 
     def add(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:

@@ -4,6 +4,9 @@ from tests.cuda.faults import FAULTS, Fault
 
 ACTIVATIONS = [
     Fault("u * normal_cdf(u);", "normal_cdf(u);"),
+    Fault("u * sigmoid(u);", "sigmoid(u);"),
+    Fault("1 / (1 + expf(-u))", "1 / (1 + expf(u))"),
+    Fault("1 + u * (1 - sigmoid(u))", "1 + u"),
     Fault("kind == RELU && u <= 0", "u <= 0"),
     Fault("kind == RELU && u <= 0", "kind == RELU && u <= -1"),
     Fault("kind == RELU && !(u > 0)", "!(u > 0)"),
@@ -141,7 +144,7 @@ UPDATES = [
 ALL_FAULTS = FAULTS + [
     fault._replace(file=file, tests=tests)
     for file, tests, faults in (
-        ("activations.cu", "residual or gelu or norm", ACTIVATIONS),
+        ("activations.cu", "residual or gelu or silu or norm", ACTIVATIONS),
         ("batches.cu", "bits or views or augmented or flipped or moved", BATCHES),
         ("norm.cu", "statistics or norm or residual", NORM),
         ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),

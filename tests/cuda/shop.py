@@ -146,6 +146,14 @@ WORKS = {
         (14, 15, 2),
     ),
     "gelu": Work([nn.Conv(filters=4, activation="gelu", pool=2), nn.Dense(units=6, activation="gelu")]),
+    "silu": Work(
+        [
+            nn.Conv(filters=4, activation="silu", pool=2),
+            nn.Residual((normed(4, activation="silu"), normed(4, activation="none")), activation="silu"),
+            nn.Dense(units=6, activation="silu"),
+        ]
+    ),
+    "silu, one channel": Work([nn.Conv(filters=4, activation="silu", pool=2)], (8, 8, 1)),
     "means": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool("mean")], (5, 5, 1)),
     "maxima": Work([nn.Conv(filters=34, activation="gelu"), nn.GlobalPool("max")], (2, 3, 1)),
     "tied maxima": Work(

@@ -13,7 +13,16 @@ from tests.cuda.shop import GUARD, WORKS, Array, Work, guarded, reference
 
 pytestmark = needs_compiler
 
-CONVOLUTIONS = ["two convolutions", "stride over the kernel", "no bias", "frozen", "kernel 1", "residual", "pool 17"]
+CONVOLUTIONS = [
+    "two convolutions",
+    "stride over the kernel",
+    "no bias",
+    "frozen",
+    "kernel 1",
+    "residual",
+    "silu",
+    "pool 17",
+]
 FEW_COLUMN_BYTES = 20_000
 
 

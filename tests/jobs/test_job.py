@@ -100,7 +100,7 @@ CONV = {"conv": 3, "kernel": 2}
         ({"blocks": [CONV | {"batch_norm": 3}]},
          "model.blocks.0.batch_norm: input should be a table of settings, found 3"),
         ({"blocks": [CONV | {"activation": "swish"}]},
-         "model.blocks.0.activation: input should be 'relu', 'gelu' or 'none', found 'swish'"),
+         "model.blocks.0.activation: input should be 'relu', 'gelu', 'silu' or 'none', found 'swish'"),
         ({"blocks": [CONV | {"init": "white"}]},
          "model.blocks.0.init: input should be 'he', 'dirac', 'whitening' or a standard deviation from 0 to 10, found "
          "'white'"),

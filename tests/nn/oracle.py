@@ -88,9 +88,21 @@ def gelu_slope(u: float) -> float:
     return (1 + erf(u / sqrt(2))) / 2 + u * exp(-u * u / 2) / sqrt(2 * pi)
 
 
+def silu(u: float) -> float:
+    """u·s(u)."""
+    return u / (1 + exp(-u))
+
+
+def silu_slope(u: float) -> float:
+    """s(u)·(1 + u·(1 − s(u)))."""
+    sigma = 1 / (1 + exp(-u))
+    return sigma * (1 + u * (1 - sigma))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": np.vectorize(lambda u: max(u, 0.0), otypes=[float]),
     "gelu": np.vectorize(gelu, otypes=[float]),
+    "silu": np.vectorize(silu, otypes=[float]),
     "none": lambda x: x,
 }
 

@@ -167,7 +167,7 @@ def convs(draw: st.DrawFn) -> nn.Conv:
         stride=draw(st.sampled_from([1, 1, 2])),
         pad=draw(st.integers(0, min(2, kernel - 1))),
         pool=pool,
-        activation=draw(st.sampled_from(["relu", "gelu", "none"])),
+        activation=draw(st.sampled_from(["relu", "gelu", "silu", "none"])),
         batch_norm=norm,
         order=draw(order),  # type: ignore[arg-type]
         bias=norm is None and draw(st.booleans()),
@@ -188,11 +188,11 @@ def networks(draw: st.DrawFn) -> nn.Network:
         first = nn.Conv(filters=width, batch_norm=norm, bias=norm is None, stride=stride)
         start = replace(first, pool=draw(st.sampled_from([1, 2, 3])), pad=draw(st.sampled_from([0, 1])))
         body = start, replace(first, stride=1, activation="none")
-        blocks.append(nn.Residual(body, draw(st.sampled_from(["relu", "gelu", "none"]))))
+        blocks.append(nn.Residual(body, draw(st.sampled_from(["relu", "gelu", "silu", "none"]))))
     if draw(st.booleans()):
         blocks.append(nn.GlobalPool(draw(st.sampled_from(["mean", "max"]))))
     if draw(st.booleans()):
-        blocks.append(nn.Dense(units=5, activation=draw(st.sampled_from(["relu", "gelu", "none"]))))
+        blocks.append(nn.Dense(units=5, activation=draw(st.sampled_from(["relu", "gelu", "silu", "none"]))))
     scale = draw(st.sampled_from([1.0, 0.5]))
     head = nn.Dense(units=4, activation="none", bias=draw(st.booleans()), output_scale=scale)
     try:

@@ -52,7 +52,8 @@ def test_it_is_its_formula(shape: tuple[int, ...], activation: Activation) -> No
     y, _, _, d_shift = run_norm(Norm(nn.BatchNorm(eps=0.1), activation), x, w, dy)
     u = oracle.batch_norm(x, mean, variance, w["scale"], w["shift"], 0.1)
     np.testing.assert_allclose(y, oracle.ACTIVATIONS[activation](u), rtol=1e-10, atol=1e-12)
-    slopes = {"relu": u > 0, "gelu": np.vectorize(oracle.gelu_slope)(u), "none": 1}
+    slopes = {"relu": u > 0, "gelu": np.vectorize(oracle.gelu_slope)(u), "none": 1,
+              "silu": np.vectorize(oracle.silu_slope)(u)}  # fmt: skip
     np.testing.assert_allclose(d_shift, (dy * slopes[activation]).sum(axis=(0, 1, 2)), rtol=1e-10, atol=1e-12)
 
 

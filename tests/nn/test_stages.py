@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from cnnjob import nn
 from cnnjob.nn.arena import Arena, HostMemory
 from cnnjob.nn.blocks import Activation, Block
-from cnnjob.nn.cpu.activations import normal_distribution
+from cnnjob.nn.cpu.activations import activate, normal_distribution
 from cnnjob.nn.cpu.pooling import pool
-from cnnjob.nn.operations import MaxPool
+from cnnjob.nn.operations import Activate, MaxPool
 from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle
 from tests.nn.bench import check_gradients, rig
@@ -45,6 +45,22 @@ def test_the_normal_distribution(dtype: Any, error: float) -> None:
     normal_distribution(u, phi, density, work)
     np.testing.assert_allclose(phi, [oracle.gelu(v) / v if v else 0.5 for v in u.astype(float)], atol=error)
     np.testing.assert_allclose(density, np.exp(-(u.astype(float) ** 2) / 2) / np.sqrt(2 * np.pi), atol=error)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 3e-7), (np.float64, 1e-15)])
+def test_silu_is_its_formula_even_where_the_exponential_overflows(dtype: Any, error: float) -> None:
+    u = (
+        np.concatenate([np.linspace(-30, 30, 240), [0.0, -0.0, -1e4, -1e30, 1e4, 1e30]])
+        .astype(dtype)
+        .reshape(-1, 2, 3, 1)
+    )
+    y, dx = run_stage(activate, Activate("silu"), u, np.ones_like(u))
+    inside = np.abs(u) < 100
+    np.testing.assert_allclose(y[inside], oracle.ACTIVATIONS["silu"](u[inside]), rtol=error, atol=0)
+    slopes = np.vectorize(oracle.silu_slope)(u[inside].astype(float))
+    np.testing.assert_allclose(dx[inside], slopes, atol=3 * error)
+    np.testing.assert_array_equal(y[~inside], np.maximum(u, 0)[~inside])
+    np.testing.assert_array_equal(dx[~inside], (u > 0)[~inside])
 
 
 @pytest.mark.parametrize("side", [2, 3])
@@ -82,7 +98,7 @@ def residual(filters: int, stride: int, norm: nn.BatchNorm | None, activation: A
 @settings(max_examples=18)
 @given(
     st.sampled_from([(2, 1), (3, 1), (2, 2), (4, 2)]), st.sampled_from([None, NORM]),
-    st.sampled_from(["relu", "gelu", "none"]), st.sampled_from(["mean", "max", None]), st.integers(0, 2**16),
+    st.sampled_from(["relu", "gelu", "silu", "none"]), st.sampled_from(["mean", "max", None]), st.integers(0, 2**16),
 )  # fmt: skip
 def test_gradients_of_residual_networks(
     sizes: tuple[int, int], norm: nn.BatchNorm | None, activation: Activation, pool: Any, seed: int

@@ -38,6 +38,11 @@ NETWORKS: dict[str, list[Block]] = {
         nn.Conv(filters=3, batch_norm=NORM, bias=True, order=("activation", "pool", "norm"), pool=2, activation="gelu")
     ],
     "gelu": [nn.Conv(filters=3, activation="gelu", pool=2, order=("activation", "pool", "norm"), init="dirac")],
+    "silu": [
+        nn.Conv(filters=3, activation="silu", batch_norm=NORM),
+        nn.Residual((nn.Conv(filters=4, activation="silu", pool=2),), "silu"),
+        nn.Dense(units=5, activation="silu"),
+    ],
     "frozen": [nn.Conv(filters=6, kernel=2, pad=0, init="whitening", frozen=True), nn.GlobalPool("mean")],
     "residual": [nn.Conv(filters=4), nn.Residual(BODY, "gelu"), nn.GlobalPool("max"), nn.Dense(units=4)],
     "window": [nn.Residual((nn.Conv(filters=4, pool=4),)), nn.Residual((nn.Conv(filters=4, kernel=2, pad=0),))],

@@ -39,7 +39,7 @@ FEW: dict[str, Any] = {"train__epochs": 3, "train__batch_size": 4, "data__valida
 NORM = {"batch_norm": {"momentum": 0.4}}
 RESIDUAL = [
     {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
-    {"residual": [{"conv": 3, "stride": 2} | NORM, {"conv": 3, "activation": "none"} | NORM]},
+    {"residual": [{"conv": 3, "stride": 2, "activation": "silu"} | NORM, {"conv": 3, "activation": "none"} | NORM]},
     {"global_pool": "max"},
 ]
 JOBS: list[dict[str, Any]] = [

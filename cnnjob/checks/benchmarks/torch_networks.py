@@ -75,7 +75,8 @@ def _scaled(torch: Any, factor: float) -> Any:
 
 def _activation(torch: Any, kind: Activation) -> Iterator[tuple[str, Any]]:
     if kind != "none":
-        yield "activation", torch.nn.ReLU() if kind == "relu" else torch.nn.GELU()
+        kinds = {"relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU}
+        yield "activation", kinds[kind]()
 
 
 def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:

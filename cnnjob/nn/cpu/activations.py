@@ -12,7 +12,7 @@ from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, split_evenly
 
-SCRATCH_ARRAYS = {"none": 0, "relu": 0, "gelu": 3}
+SCRATCH_ARRAYS = {"none": 0, "relu": 0, "gelu": 3, "silu": 1}
 """Number of scratch arrays that each activation needs; they have the shape of the output."""
 
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -79,7 +79,7 @@ def plan_activation(
     """Plan the activation of a few images, whose arrays should fit in a core's cache.
 
     ReLU: max(u, 0). GELU: u·Φ(u), with Φ the distribution function of the standard normal distribution (Hendrycks &
-    Gimpel 2016, eq. 1).
+    Gimpel 2016, eq. 1). SiLU: u·s(u), with s(u) = 1/(1 + exp(−u)) (Elfwing et al. 2018, eq. 5).
 
     Args:
         arena: memory for the buffers.
@@ -93,6 +93,8 @@ def plan_activation(
     """
     if kind == "gelu":
         return _plan_gelu(arena, out, scratch, trainable=trainable)
+    if kind == "silu":
+        return _plan_silu(arena, out, scratch, trainable=trainable)
     if kind == "none":
         return (lambda u: np.copyto(out, u)), (lambda dy, g: np.copyto(g, dy))
     mask = arena.take(out.shape if trainable else (0,), bool)
@@ -118,6 +120,25 @@ def _plan_gelu(arena: Arena, out: Array, scratch: list[Array], *, trainable: boo
         if trainable:
             np.multiply(density, u, out=density)
             np.add(phi, density, out=derivative)
+
+    return forward, lambda dy, g: np.multiply(dy, derivative, out=g)
+
+
+def _plan_silu(arena: Arena, out: Array, scratch: list[Array], *, trainable: bool) -> tuple[Forward, Backward]:
+    """Plan SiLU; the forward function stores its derivative, s(u) + y·(1 − s(u)) with y = u·s(u)."""
+    (s,) = scratch
+    derivative = arena.take(out.shape if trainable else (0,), out.dtype)
+
+    def forward(u: Array) -> None:
+        np.negative(u, out=s)
+        np.exp(s, out=s)  # infinite for large negative u, where s(u) is 0 in any case
+        np.add(s, 1, out=s)
+        np.divide(1, s, out=s)
+        np.multiply(u, s, out=out)
+        if trainable:
+            np.multiply(out, s, out=derivative)
+            np.subtract(out, derivative, out=derivative)
+            np.add(s, derivative, out=derivative)
 
     return forward, lambda dy, g: np.multiply(dy, derivative, out=g)
 

@@ -1,20 +1,26 @@
 // ---- activations, and the sum of a residual block -------------------------------------------------------------------
 
-enum { LINEAR, RELU, GELU };
+enum { LINEAR, RELU, GELU, SILU };
 
 // Distribution function of the standard normal distribution.
 __device__ float normal_cdf(float u) {
   return 0.5f + 0.5f * erff(u * 0.70710678f);
 }
 
+__device__ float sigmoid(float u) {
+  return 1 / (1 + expf(-u));
+}
+
 __device__ float activated(float u, int kind) {
   if (kind == GELU) return u * normal_cdf(u);
+  if (kind == SILU) return u * sigmoid(u);
   return kind == RELU && u <= 0 ? 0 : u;
 }
 
 // Derivative of the activation.
 __device__ float steepness(float u, int kind) {
   if (kind == GELU) return normal_cdf(u) + u * 0.39894228f * expf(-0.5f * u * u);
+  if (kind == SILU) return sigmoid(u) * (1 + u * (1 - sigmoid(u)));
   return kind == RELU && !(u > 0) ? 0 : 1;
 }
 

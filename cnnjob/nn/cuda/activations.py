@@ -9,7 +9,7 @@ from cnnjob.nn.cuda.device_api import Device, bordered, each, row_length
 from cnnjob.nn.operations import Activate
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "silu": 3}
 """Code of each activation in the kernels."""
 
 
