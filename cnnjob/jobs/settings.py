@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from cnnjob.jobs import older
-from cnnjob.jobs.schema import Fraction, OneOf, OrFalse, Settings, is_older
+from cnnjob.jobs.schema import Fraction, OneOf, OrFalse, Settings, format_value, is_older
 
 
 class AugmentSettings(Settings):
@@ -118,7 +119,7 @@ class ConstantSettings(Settings):
                 "warmup, or omit start_factor"
             )
         # In a decaying schedule it does have an effect: the peak then lasts through the warm-up.
-        if self.start_factor == 1 and type(self) is ConstantSettings:
+        if self.start_factor == 1 and not isinstance(self, DecaySettings):
             raise ValueError(
                 "start_factor: a warm-up that starts at 1 has no effect. Set a smaller value, or omit both "
                 "start_factor and warmup"
@@ -139,8 +140,50 @@ class DecaySettings(ConstantSettings):
         return self
 
 
+def _check_milestones(value: Any) -> tuple[int | float, ...]:
+    """Return milestones as a tuple; they must be epochs or fractions, in ascending order."""
+    milestones = tuple(value) if isinstance(value, list | tuple) else ()
+    are_epochs = all(type(milestone) is int and milestone >= 1 for milestone in milestones)
+    are_fractions = all(type(milestone) is float and 0 < milestone < 1 for milestone in milestones)
+    are_ascending = all(earlier < later for earlier, later in pairwise(milestones))
+    if not milestones or not (are_epochs or are_fractions) or not are_ascending:
+        raise ValueError(
+            "input should be an array of epochs, such as [30, 60], or of fractions of all steps, such as [0.5, 0.75], "
+            f"in ascending order, found {format_value(value)}"
+        )
+    return milestones
+
+
+class StepSettings(ConstantSettings):
+    """A learning rate that is multiplied by ``gamma`` at each milestone, as in PyTorch's ``MultiStepLR``."""
+
+    milestones: Annotated[tuple[int | float, ...], BeforeValidator(_check_milestones)] = (0.5, 0.75)
+    """When the learning rate falls: numbers of epochs or fractions of all steps, in ascending order, not before the end
+    of the warm-up; epochs that the training does not reach are left out. The default is that of He et al. 2016 (§4.2)
+    for CIFAR-10."""
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor by which the learning rate is multiplied at each milestone."""
+
+
+class OneCycleSettings(Settings):
+    """A learning rate that rises to its peak and falls to almost 0 (Smith & Topin 2018, as PyTorch's ``OneCycleLR``).
+
+    The momentum stays the same, as with ``cycle_momentum=False`` in PyTorch.
+    """
+
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Fraction of all steps (not epochs) over which the learning rate rises; PyTorch's ``pct_start``."""
+    start_factor: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    """Learning rate in the first step, as a fraction of the peak: 1 / ``div_factor`` in PyTorch."""
+    end_factor: Annotated[float, Field(ge=0, lt=1)] = 4e-6
+    """Learning rate in the last step, as a fraction of the peak: 1 / (``div_factor`` · ``final_div_factor``) in
+    PyTorch."""
+    anneal: Literal["cosine", "linear"] = "cosine"
+    """Rise and fall along half a cosine or linearly; PyTorch's ``anneal_strategy``."""
+
+
 class ScheduleSettings(OneOf):
-    """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
+    """Learning rate per step: the name of a schedule, or a table with the name as its key."""
 
     constant: Annotated[ConstantSettings | None, OrFalse] = None
     """The learning rate stays at its peak after the warm-up."""
@@ -148,6 +191,10 @@ class ScheduleSettings(OneOf):
     """The learning rate falls along half a cosine (Loshchilov & Hutter 2017, eq. 5)."""
     triangular: Annotated[DecaySettings | None, OrFalse] = None
     """The learning rate falls linearly after the warm-up."""
+    step: Annotated[StepSettings | None, OrFalse] = None
+    """The learning rate is multiplied by a factor at each milestone."""
+    one_cycle: Annotated[OneCycleSettings | None, OrFalse] = None
+    """The learning rate rises to its peak and then falls to almost 0."""
 
 
 class TrainSettings(Settings):
@@ -165,7 +212,7 @@ class TrainSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
     """Peak learning rate, applied to the gradient of the batch's mean loss."""
     schedule: ScheduleSettings = ScheduleSettings(constant=ConstantSettings())
-    """Learning rate per step: ``"constant"``, ``"cosine"``, ``"triangular"``, or a table with one of these keys."""
+    """Learning rate per step: the name of a schedule, or a table with the name as its key."""
     optimiser: OptimiserSettings = OptimiserSettings(sgd=SgdSettings())
     """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -192,6 +239,24 @@ class TrainSettings(Settings):
     def explain_moved_key(cls, key: str, table: Mapping[str, Any]) -> str:
         """Return the new spelling of a key that was directly in ``train`` up to format 2; empty for other keys."""
         return older.explain_moved_key(key, table)
+
+    @field_validator("schedule", mode="after")
+    @classmethod
+    def _without_idle_milestones(cls, schedule: ScheduleSettings, info: ValidationInfo) -> ScheduleSettings:
+        """Drop milestones that the training does not reach; refuse one during the warm-up."""
+        if not (step := schedule.step):
+            return schedule
+        epochs = info.data.get("epochs", math.inf)
+        milestones = tuple(milestone for milestone in step.milestones if milestone < epochs)
+        fractions = [milestone / epochs if milestone >= 1 else milestone for milestone in milestones]
+        if fractions and fractions[0] < step.warmup:
+            raise ValueError(
+                f"step.milestones: the learning rate would fall during the warm-up, which is {step.warmup:g} of all "
+                f"steps (found {milestones[0]}). Set a later milestone, or a shorter warmup"
+            )
+        if not milestones:
+            return ScheduleSettings(constant=ConstantSettings(warmup=step.warmup, start_factor=step.start_factor))
+        return ScheduleSettings(step=step.model_copy(update={"milestones": milestones}))
 
     @field_validator("early_stopping", mode="after")
     @classmethod

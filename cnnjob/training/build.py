@@ -12,7 +12,7 @@ from cnnjob.errors import JobError
 from cnnjob.files import short_digest
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.model import Model
-from cnnjob.jobs.settings import DataSettings, DecaySettings, SgdSettings, TrainSettings
+from cnnjob.jobs.settings import DataSettings, SgdSettings, TrainSettings
 from cnnjob.nn.blocks import Layer
 from cnnjob.runs.initial import Arrays, InitialWeights, describe_shapes, read_initial
 
@@ -62,18 +62,13 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
 
 
 def build_schedule(train: TrainSettings) -> nn.Schedule:
-    """Build a job's learning rate schedule; triangular by default."""
-    schedule = train.schedule
-    if schedule.constant:
-        return nn.Schedule(train.learning_rate, "constant", schedule.constant.warmup, schedule.constant.start_factor)
-    fall = schedule.cosine or schedule.triangular or DecaySettings()
-    return nn.Schedule(
-        train.learning_rate,
-        "cosine" if schedule.cosine else "triangular",
-        fall.warmup,
-        fall.start_factor,
-        fall.end_factor,
-    )
+    """Build a job's learning rate schedule."""
+    kind = train.schedule.kind
+    settings = dict(getattr(train.schedule, kind))
+    if kind == "step":
+        epochs = train.epochs
+        settings["milestones"] = tuple(m / epochs if m >= 1 else m for m in settings["milestones"])
+    return nn.Schedule(train.learning_rate, kind, **settings)  # type: ignore[arg-type]
 
 
 def build_training_options(job: Job) -> nn.TrainingOptions:

@@ -82,8 +82,16 @@ def _idle_for_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str
         yield (
             f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave warmup out, "
             "or set start_factor"
+            if schedule.shape != "one_cycle"
+            else "train.schedule.one_cycle.end_factor: the only training step has learning rate 0. Set a larger value"
         )
-    if schedule.shape != "constant" and 1 < steps <= rising + 1:
+    late = [m for m, first in zip(schedule.milestones, schedule.milestone_steps(steps), strict=True) if first >= steps]
+    if late and steps > 1:
+        yield (
+            f"train.schedule.step.milestones: the {steps:,} training steps end before this milestone (found "
+            f"{late[0]:g}). Leave it out, or set a smaller one"
+        )
+    if schedule.shape in {"cosine", "triangular"} and 1 < steps <= rising + 1:
         yield (
             f"train.schedule: the {steps:,} training steps end before the learning rate falls (found '{kind}'). "
             "Use 'constant'"

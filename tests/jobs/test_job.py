@@ -131,9 +131,9 @@ CONV = {"conv": 3, "kernel": 2}
         ({"train__label_smoothing": 1.0}, "train.label_smoothing: input should be less than 1, found 1.0"),
         ({"train__schedule": {"cosine": {"warmup": 1.0}}},
          "train.schedule.cosine.warmup: input should be less than 1, found 1.0"),
-        ({"train__schedule": "step"},
-         "train.schedule: input should be 'constant', 'cosine' or 'triangular', or a table with one of these keys, "
-         "found 'step'"),
+        ({"train__schedule": "steps"},
+         "train.schedule: input should be 'constant', 'cosine', 'triangular', 'step' or 'one_cycle', or a table with "
+         "one of these keys, found 'steps'. Did you mean 'step'?"),
         ({"train__test_time_augmentation": True},
          "train.test_time_augmentation: input should be 'none', 'flip' or 'flip_translate', found true"),
         ({"data__augment": {"flip": "sometimes", "translate": 65}},
@@ -382,6 +382,20 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
         ({"train__schedule": {"cosine": {"start_factor": 0.1}}}, "train.schedule.cosine.start_factor: needs a "),
         ({"train__schedule": {"constant": {"warmup": 0.1, "start_factor": 1.0}}}, "train.schedule.constant.start_f"),
         ({"train__schedule": {"cosine": {"end_factor": 1.0}}}, "train.schedule.cosine.end_factor: at 1, the learning"),
+        ({"train__schedule": {"step": {"warmup": 0.1, "start_factor": 1.0}}}, "train.schedule.step.start_factor: a w"),
+        ({"train__schedule": {"step": {"milestones": []}}}, "train.schedule.step.milestones: input should be an array"),
+        ({"train__schedule": {"step": {"milestones": [30, 0.5]}}}, "train.schedule.step.milestones: input should be"),
+        ({"train__schedule": {"step": {"milestones": [2, 1]}}}, "train.schedule.step.milestones: input should be an "),
+        ({"train__schedule": {"step": {"milestones": [0.5, 0.5]}}}, "train.schedule.step.milestones: input should be"),
+        ({"train__schedule": {"step": {"milestones": [True]}}}, "train.schedule.step.milestones: input should be an "),
+        ({"train__schedule": {"step": {"milestones": [1.5]}}},
+         "train.schedule.step.milestones: input should be an array of epochs, such as [30, 60], or of fractions of all "
+         "steps, such as [0.5, 0.75], in ascending order, found [1.5]"),
+        ({"train__schedule": {"step": {"warmup": 0.6}}},
+         "train.schedule.step.milestones: the learning rate would fall during the warm-up, which is 0.6 of all steps "
+         "(found 0.5). Set a later milestone, or a shorter warmup"),
+        ({"train__epochs": 4, "train__schedule": {"step": {"warmup": 0.3, "milestones": [1, 3]}}},
+         "train.schedule.step.milestones: the learning rate would fall during the warm-up"),
         ({"train__optimiser": {"sgd": {"decoupled_weight_decay": True}}}, "train.optimiser.sgd.decoupled_weight_dec"),
         ({"data__augment": True}, "data.augment: no augmentation is set. Set one, such as { flip = 'random' }, or"),
         ({"train__precision": "tf32"}, "train.precision: 'tf32' needs a GPU (found resources.backend = 'numpy')"),
@@ -429,6 +443,15 @@ def test_a_number_that_float32_takes_for_another_is_refused(changes: dict[str, A
         ({"train__optimiser": "sgd"}, {"train__optimiser": {"sgd": {"momentum": 0.9, "nesterov": False}}}),
         ({"train__optimiser": "adamw"}, {"train__optimiser": {"adamw": True}}),
         ({"train__schedule": "constant"}, {"train__schedule": {"constant": {"warmup": 0}}}),
+        (
+            {"train__epochs": 4, "train__schedule": {"step": {"milestones": [2, 3]}}},
+            {"train__epochs": 4, "train__schedule": {"step": {"milestones": [2, 3, 4, 9]}}},
+        ),
+        (
+            {"train__epochs": 1, "train__schedule": {"constant": {"warmup": 0.1}}},
+            {"train__epochs": 1, "train__schedule": {"step": {"milestones": [1, 3], "warmup": 0.1}}},
+        ),
+        ({"train__schedule": "step"}, {"train__schedule": {"step": {"milestones": [0.5, 0.75], "gamma": 0.1}}}),
         ({"data__augment": False}, {"data__augment": {"flip": "none", "translate": 0}}),
         ({"train__early_stopping": False}, {"train__early_stopping": {"patience": 1}}),
         (
@@ -485,7 +508,7 @@ def test_what_may_act_makes_another_run(one: dict[str, Any], other: dict[str, An
 def test_each_kind_can_be_swept_over_on_every_job(name: str, kind: str) -> None:
     from cnnjob.jobs.sweep import expand, job_differences
 
-    kinds = {"train.optimiser": "sgd,adamw", "train.schedule": "constant,cosine,triangular"}[kind]
+    kinds = {"train.optimiser": "sgd,adamw", "train.schedule": "constant,cosine,triangular,step,one_cycle"}[kind]
     found = expand(name, [], [f"{kind}={kinds}"])
     assert job_differences(found) == [f"{kind}={one}" for one in kinds.split(",")]
 

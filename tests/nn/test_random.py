@@ -10,8 +10,10 @@ from cnnjob import nn
 from cnnjob.nn import Schedule
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.random import Philox, Uniform, generator, permutation
+from cnnjob.nn.schedules import Anneal
 from tests.nn.bench import rig
 
+Array = np.ndarray[Any, Any]
 WORDS = [  # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -71,6 +73,53 @@ def test_schedules() -> None:
     triangle = Schedule(2.0, "triangular", warmup=0.25, start_factor=0.2, end_factor=0.1)
     np.testing.assert_allclose(triangle.rates(range(9), 8), np.interp(range(9), [0, 2, 8], [0.4, 2.0, 0.2]))
     np.testing.assert_allclose(Schedule(1.0, warmup=0.5).rates(range(5), 8), [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_step_falls_at_the_first_step_after_each_milestone() -> None:
+    schedule = Schedule(1.0, "step", warmup=0.2, start_factor=0.5, milestones=(0.5, 0.71), gamma=0.5)
+    np.testing.assert_array_equal(schedule.rates(range(10), 10), [0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25])
+    assert Schedule(1.0, "step", milestones=(0.07, 0.29, 0.57)).milestone_steps(100).tolist() == [7, 29, 57]
+    for epochs in (7, 30, 49, 350):  # so many epochs of any number of steps: a milestone is between two epochs
+        at_epochs = Schedule(1.0, "step", milestones=tuple(epoch / epochs for epoch in range(1, epochs)))
+        for steps in (1, 9, 390, 5004):
+            np.testing.assert_array_equal(at_epochs.milestone_steps(steps * epochs), np.arange(1, epochs) * steps)
+
+
+def torch_rates(make: Any, steps: int) -> Array:
+    """The rates that a scheduler of torch sets for each step; it is made for an optimiser with rate 0.3."""
+    torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3, momentum=0.9)
+    scheduler, rates = make(torch.optim.lr_scheduler, optimiser), []
+    for step in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        if step < steps - 1:
+            scheduler.step()
+    return np.array(rates)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 40, 333])
+@pytest.mark.parametrize("warmup", [0.3, 0.05, 0.9])
+@pytest.mark.parametrize("anneal", ["cosine", "linear"])
+def test_one_cycle_is_that_of_torch(steps: int, warmup: float, anneal: Anneal) -> None:
+    expected = torch_rates(
+        lambda schedulers, optimiser: schedulers.OneCycleLR(
+            optimiser, 0.3, steps, pct_start=warmup, anneal_strategy={"cosine": "cos"}.get(anneal, anneal),
+            div_factor=20, final_div_factor=100, cycle_momentum=False,
+        ),
+        steps,
+    )  # fmt: skip
+    schedule = Schedule(0.3, "one_cycle", warmup, 1 / 20, 1 / 2000, anneal=anneal)
+    np.testing.assert_allclose(schedule.rates(range(steps), steps), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_steps_are_those_of_torch() -> None:
+    expected = torch_rates(lambda schedulers, optimiser: schedulers.MultiStepLR(optimiser, [3, 8, 9], 0.2), 12)
+    schedule = Schedule(0.3, "step", milestones=(3 / 12, 8 / 12, 9 / 12), gamma=0.2)
+    np.testing.assert_allclose(schedule.rates(range(12), 12), expected, rtol=1e-12)
+    by_epoch = schedule.rates(range(0, 12 * 5, 5), 12 * 5)
+    np.testing.assert_allclose(by_epoch, expected, rtol=1e-12)
+    np.testing.assert_array_equal(np.repeat(by_epoch, 5), schedule.rates(range(12 * 5), 12 * 5))
 
 
 CONV = nn.Conv(filters=1)

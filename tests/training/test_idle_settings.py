@@ -50,6 +50,16 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
             "train.schedule: the 40 training steps end before the learning rate falls .found 'triangular'.",
         ),
         (
+            {"train__schedule": {"step": {"milestones": [0.5, 0.98]}}},
+            {"train__schedule": {"step": {"milestones": [0.5, 0.97]}}},
+            "train.schedule.step.milestones: the 40 training steps end before this milestone .found 0.98.. Leave it",
+        ),
+        (
+            ONE_STEP | {"train__schedule": {"one_cycle": {"end_factor": 0.0}}},
+            ONE_STEP | {"train__schedule": "one_cycle"},
+            "train.schedule.one_cycle.end_factor: the only training step has learning rate 0. Set a larger value",
+        ),
+        (
             {"train__lookahead": {"every": 40, "power": 2.0}},
             {"train__lookahead": {"every": 39, "power": 2.0}},
             "train.lookahead.power: lookahead acts only once, after the last of 40 steps, so the power has no effect",
@@ -98,6 +108,7 @@ def test_a_shipped_job_of_one_epoch_is_accepted(name: str) -> None:
     "changes",
     [
         {"train__schedule": "cosine"},
+        {"train__schedule": "step"},
         {"train__optimiser": {"sgd": {"momentum": 0.5}}},
         {"train__optimiser": {"adamw": {"beta1": 0.5}}},
     ],

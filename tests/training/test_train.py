@@ -50,6 +50,7 @@ JOBS: list[dict[str, Any]] = [
     FEW
     | {
         "model__blocks": RESIDUAL,
+        "train__schedule": "one_cycle",
         "data__augment": {"flip": "alternating", "translate": 2},
         "train__optimiser": {"sgd": {"nesterov": True, "decoupled_weight_decay": True}},
         "train__weight_decay": 0.01,
@@ -62,6 +63,7 @@ JOBS: list[dict[str, Any]] = [
         "model__blocks": [{"conv": 3, "activation": "gelu"} | NORM, *DROPOUT],
         "data__augment": {"flip": "random"},
         "train__optimiser": "adamw",
+        "train__schedule": {"step": {"milestones": [1, 2], "gamma": 0.3}},
         "train__learning_rate": 0.01,
         "train__weight_decay": 0.01,
         "train__lookahead": {"every": 7},
@@ -106,7 +108,7 @@ def unbroken(request: pytest.FixtureRequest) -> Iterator[Any]:
     """
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        changes = {**request.param, "train__schedule": "cosine"}
+        changes = {"train__schedule": "cosine", **request.param}
         outcome = trained(Path(folder), **changes)
         yield Path(folder), changes, outcome_of(outcome.run)
 
