@@ -22,10 +22,10 @@ from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.initial import find_initial
 from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler.client import job_is_over
-from cnnjob.training import evaluation
 from cnnjob.training import train as training
 from cnnjob.training.default_job import load_job
-from cnnjob.training.evaluation import Evaluation
+from cnnjob.training.inference import evaluation
+from cnnjob.training.inference.evaluation import Evaluation
 from cnnjob.training.progress import NotebookBar, ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 
@@ -159,7 +159,7 @@ def evaluate(
 def report(
     runs: Path | Sequence[Run] = RUNS, out: Path = REPORT, *, figures: bool | Sequence[Format] = False
 ) -> Report:
-    """Write a report on runs: one HTML page, tables and, if asked for, figures.
+    """Write a report on runs: one HTML page, tables and, if requested, figures.
 
     Args:
         runs: the runs folder, or a list of runs.

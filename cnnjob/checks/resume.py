@@ -63,10 +63,6 @@ def verify_resume(
 ) -> RunComparison:
     """Run a job on this machine, first uninterrupted and then with kills at random moments, and compare the two runs.
 
-    The moments are drawn uniformly over the duration of the uninterrupted run, from the start of training to the end,
-    so that kills can occur during training, evaluation and saving. Each moment is converted to a step and a delay after
-    it, so that the kill occurs in the same phase even if the machine's speed varies.
-
     Args:
         job: the job, already shortened if necessary.
         dataset: the job's dataset.
@@ -87,12 +83,9 @@ def verify_resume(
     # A job's digest does not cover the checkpoint interval, so both runs belong to the same job.
     often = save_often(job, baseline.seconds / (kills + 1) / CHECKPOINTS_PER_ATTEMPT)
     killed = create_run(often, dataset, folder / "killed")
-    draw = random.Random(seed)  # noqa: S311 - not used for secrets
     done: list[Kill] = []
-    for moment in sorted(draw.uniform(0, baseline.seconds) for _ in range(kills)):
-        # The last step completed before the moment, and the time at which it was completed.
-        seconds, step = [(0.0, 0), *(entry for entry in baseline.steps if entry[0] <= moment)][-1]
-        attempt = _run_attempt(killed, (step, moment - seconds))
+    for kill_at in _draw_kills(baseline, kills, seed):
+        attempt = _run_attempt(killed, kill_at)
         if not attempt.killed or killed.result_file.exists():  # a kill after the result was written interrupts nothing
             break
         done.append(_describe_kill(killed, attempt, steps_per_epoch(job, dataset)))
@@ -117,6 +110,19 @@ class _TimedAttempt:
     def step(self) -> int:
         """The last step that the attempt completed; 0 if none."""
         return self.steps[-1][1] if self.steps else 0
+
+
+def _draw_kills(baseline: _TimedAttempt, kills: int, seed: int) -> Iterator[tuple[int, float]]:
+    """Draw the moments of the kills; each is the last completed step, and a delay after it in seconds.
+
+    The moments are drawn uniformly over the duration of the uninterrupted run, from the start of training to the end,
+    so that kills can occur during training, evaluation and saving. A step and a delay are the same phase of the run
+    even if the machine's speed varies.
+    """
+    draw = random.Random(seed)  # noqa: S311 - not used for secrets
+    for moment in sorted(draw.uniform(0, baseline.seconds) for _ in range(kills)):
+        seconds, step = [(0.0, 0), *(entry for entry in baseline.steps if entry[0] <= moment)][-1]
+        yield step, moment - seconds
 
 
 def _run_attempt(run: Run, kill_at: tuple[int, float] | None = None) -> _TimedAttempt:

@@ -76,7 +76,7 @@ def bench(
         return
     for name in workloads or ():
         if name not in NAMES:
-            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}, or specify {DATA} alone")
+            raise JobError(f"{name}: unknown workload. Choose from {', '.join(NAMES)}, or specify only {DATA}")
     rows = list(measure(workloads or NAMES, rounds, torch=against == "torch", on_gpu=device == "gpu"))
     if as_json:
         print_json([row.as_json() for row in rows])

@@ -37,7 +37,7 @@ def sync(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Repeat every 30 seconds until all runs have ended.")
     ] = False,
-    as_json: Annotated[bool, opt.json_option("Print what was sent of each run as JSON.")] = False,
+    as_json: Annotated[bool, opt.json_option("Print what was sent for each run as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Copy runs to TensorBoard or to Weights & Biases (W&B).
 
@@ -59,7 +59,7 @@ def sync(
                 names = " ".join(map(str, runs or [opt.RUNS_FOLDER]))
                 raise DataError(f"{names}: no runs found. To train one:\n  cnnjob train JOB")
             tool = tool or _tool(to, project)
-            # Before the runs are read, so that nothing is missed of a run that ends meanwhile.
+            # Before the runs are read, so that the end of a run that ends in the meantime is not missed.
             is_over = not watch or _have_ended(found)
             try:
                 synced = list(sync_runs(found, tool, out))
@@ -122,7 +122,7 @@ def _have_ended(runs: "Sequence[Run]") -> bool:
 
 
 def _print(synced: "Sequence[Synced]", to: str, *, as_json: bool, only_new: bool) -> None:
-    """Print what was sent of each run, and where to view it.
+    """Print what was sent for each run, and where to view it.
 
     With ``only_new``, print only a table of the runs that have new data or a problem.
     """

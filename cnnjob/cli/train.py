@@ -15,7 +15,7 @@ from cnnjob.errors import EXIT_STOPPED, plural, printable, shorten_middle
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cnnjob.training.predict import Prediction
+    from cnnjob.training.inference.predict import Prediction
 
 TABLE_WIDTH = 80
 """Maximum width of a table of predictions, in characters."""
@@ -114,7 +114,7 @@ def predict(
     Example: cnnjob predict runs/mnist-1a2b3c4d test:0 test:17 seven.png
     """
     from cnnjob.runs.run import Run
-    from cnnjob.training.predict import predict as predict_images
+    from cnnjob.training.inference.predict import predict as predict_images
 
     predictions = predict_images(
         Run(run), images, data, invert=invert, say=lambda text: typer.echo(f"cnnjob: {text}", err=True)
@@ -199,7 +199,7 @@ def evaluate(
     from cnnjob.data.dataset import Dataset
     from cnnjob.runs import metrics
     from cnnjob.runs.run import Run
-    from cnnjob.training.evaluation import evaluate as evaluate_run
+    from cnnjob.training.inference.evaluation import evaluate as evaluate_run
 
     with progress_bar() as on_progress:
         evaluation = evaluate_run(

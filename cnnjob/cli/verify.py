@@ -29,7 +29,7 @@ def verify_resume(
     steps: Annotated[
         int,
         typer.Option(
-            metavar="N", rich_help_panel=TEST_GROUP, min=1, help="Train only as many epochs as contain N steps."
+            metavar="N", rich_help_panel=TEST_GROUP, min=1, help="Train for only as many epochs as N steps take."
         ),
     ] = 2000,
     kills: Annotated[

@@ -19,7 +19,7 @@ class Difference(NamedTuple):
     """Difference in background or contrast between an image and the training images."""
 
     description: str
-    """Such as ``the background is much lighter``; what it is lighter than is left to the caller."""
+    """A clause such as ``the background is much lighter``; the caller adds what the image is compared with."""
     is_inverted: bool
     """True if the inverted image (255 − x) would differ much less."""
 

@@ -1,8 +1,8 @@
 """Draw the figures of a report; figures that would not change are not drawn again.
 
-A notes file next to the figures records digests of each figure's inputs and files. A figure that is asked for is drawn
+A notes file next to the figures records digests of each figure's inputs and files. A requested figure is drawn
 again if its numbers, its labels, the drawing code or one of its files does not match the notes. A figure that is not
-asked for is kept as long as it shows the current state of the runs.
+requested is kept as long as it shows the current state of the runs.
 """
 
 import ast
@@ -105,14 +105,14 @@ def _run_panels(curve: Curve) -> Panels:
 def plan_figures(out: Path, drawings: Mapping[str, Drawing], formats: Iterable[Format]) -> list[PlannedFigure]:
     """Decide which figures are drawn.
 
-    A figure is drawn in each format that is asked for, unless the current drawing code has already drawn it with the
-    same arguments. A format that is not asked for stays in the report if an earlier report drew the figure in it with
+    A figure is drawn in each requested format, unless the current drawing code has already drawn it with the
+    same arguments. A format that is not requested stays in the report if an earlier report drew the figure in it with
     the same arguments.
 
     Args:
         out: the folder that contains the files of the previous report, if any.
         drawings: figures by their file stem.
-        formats: formats that are asked for.
+        formats: the requested formats.
 
     Returns:
         The figures of the report, each in at least one format.

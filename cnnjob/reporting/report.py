@@ -5,7 +5,7 @@ index.html                           one page with everything
 groups.csv · .md · .tex              one row per group of runs that differ only in their seed
 metrics.csv · .md · .tex · .json     one row per run, in any state
 classes.csv                          one row per run and class
-curves.png · .svg · .pdf             if asked for: learning curves of all groups
+curves.png · .svg · .pdf             if requested: learning curves of all groups
 runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
           confusion.…                confusion matrix,
           filters.…                  filters of all convolutions
@@ -15,7 +15,7 @@ runs/NAME/curves.png · .svg · .pdf   for one run: learning curves,
 Only the run folders are read, and nothing in them is changed, so the report can also be written from copies of the
 folders, for example on a laptop. Anything that cannot be read is listed with the reason. The same runs give the same
 bytes. A file whose content has not changed is not written again, and an unchanged figure is not drawn again. Figures
-that are not asked for are kept if an earlier report drew them and they still show these runs; otherwise, they are
+that are not requested are kept if an earlier report drew them and they still show these runs; otherwise, they are
 removed.
 """
 
@@ -73,7 +73,7 @@ def report(
     formats: Sequence[Format] = (),
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Write a report on runs: a page, tables and, if asked for, figures.
+    """Write a report on runs: a page, tables and, if requested, figures.
 
     Unfinished and damaged runs, and folders that are not runs, are listed with the reason and whatever can be read.
 

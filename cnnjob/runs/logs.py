@@ -18,7 +18,7 @@ _APART_SECONDS = 60.0
 """If ``log.txt`` is newer than the newest SLURM job's log by more than this, training outside SLURM wrote it."""
 _TAIL_BYTES = 65536
 _MOST_BYTES = 64 * _TAIL_BYTES
-"""Maximum number of bytes read at once; also the maximum shown of a log without line breaks."""
+"""Maximum number of bytes read at once; also the maximum that is shown of a log without line breaks."""
 _MOST_LETTERS = 1000
 """Maximum line length in characters; longer lines are shortened, since pattern matching may take quadratic time."""
 _ATTEMPT_START = re.compile(
@@ -98,7 +98,7 @@ def last_own_message(text: str, decision: str = "") -> str:
 
 
 def last_program_line(text: str) -> str:
-    """Return a text's last line that was not written by cnnjob's batch script; empty if there is none."""
+    """Return the last line of a text that cnnjob's batch script did not write; empty if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("cnnjob: ")]
     return lines[-1] if lines else ""
 

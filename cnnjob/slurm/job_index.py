@@ -41,10 +41,10 @@ def users_of(summaries: Sequence[RunSummary]) -> set[int]:
 
 
 def add_submitter(runs: Path) -> None:
-    """Record in a runs folder that the current user submits runs there, if the folder is writable.
+    """Record in a runs folder, if it is writable, that the current user submits runs there.
 
-    The record is replaced each time, even if it exists: this changes the folder, so that NFS clients do not use an
-    outdated list of its files.
+    An existing record is written anew, because this changes the folder: NFS clients then discard their cached lists of
+    its files.
     """
     with suppress(OSError):
         files.write_json(runs / f".submitter-{os.getuid()}", {"since": now()})

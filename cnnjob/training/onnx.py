@@ -14,7 +14,7 @@ from cnnjob.nn.blocks import Activation, Dense, Layer, Residual, Shape
 from cnnjob.nn.operations import Activate, MaxPool, Norm, Operation, split_block
 from cnnjob.runs.run import Run
 from cnnjob.training.build import build_pixels
-from cnnjob.training.predict import load_classifier
+from cnnjob.training.inference.classifier import load_classifier
 
 OPSET = 20
 """The first operator set that includes ``Gelu``, from ONNX 1.15 (2023)."""

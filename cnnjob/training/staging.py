@@ -36,8 +36,8 @@ def local_folder() -> Path:
 def stage_dataset(dataset: Dataset, say: Callable[[str], object], folder: Path | None = None) -> Dataset:
     """Copy a dataset to the node's local disk, once per node, and return the copy.
 
-    Copies of other datasets are removed if no process is using them, and if they were last used more than a week ago or
-    their space is needed.
+    Copies of other datasets that no process is using are removed if they have not been used for a week, or if their
+    space is needed.
 
     Args:
         dataset: the dataset.

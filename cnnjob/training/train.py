@@ -21,7 +21,7 @@ from cnnjob.runs.initial import read_initial
 from cnnjob.runs.process import HEARTBEAT_SECONDS
 from cnnjob.runs.run import JobIsOver, Run
 from cnnjob.training.backend import make_backend, select_backend, start_workers
-from cnnjob.training.evaluation import CHECKED_AT_ONCE_BYTES
+from cnnjob.training.loading import CHECKED_AT_ONCE_BYTES
 from cnnjob.training.memory import memory_errors_as_job_error, place_in_device_memory, place_in_host_memory
 from cnnjob.training.progress import NoProgress, ProgressCallback
 from cnnjob.training.setup import TrainingSetup
@@ -100,7 +100,7 @@ def train(
             if isinstance(backend, nn.CudaBackend):
                 placement = place_in_device_memory(setup, backend, placement)
             ending.trainer = Trainer(claim, setup, backend, progress or NoProgress(), checked_at_once_bytes, placement)
-            with closing(ending.trainer):
+            with closing(ending.trainer.data):
                 finished = ending.trainer.train(stop)
         ending.why = "finished" if finished else f"stopped: {stop.requested_by}"
     return Outcome(run, "finished" if finished else "stopped", ending.why)

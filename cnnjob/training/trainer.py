@@ -22,7 +22,6 @@ from cnnjob.runs import checkpoints, environment, npz
 from cnnjob.runs.checkpoints import Checkpoint, TrainingProgress, newest_step
 from cnnjob.runs.claims import Claim
 from cnnjob.runs.process import now
-from cnnjob.training import predict
 from cnnjob.training.backend import describe_environment
 from cnnjob.training.build import (
     InitialLayers,
@@ -31,16 +30,10 @@ from cnnjob.training.build import (
     build_schedule,
     build_training_options,
 )
-from cnnjob.training.evaluation import (
-    CHECKED_AT_ONCE_BYTES,
-    DigestCheck,
-    EvaluationSplit,
-    load_evaluation_split,
-    load_split,
-    select_watched_splits,
-)
-from cnnjob.training.memory import IN_MEMORY, ImagePlacement, evaluation_batch
-from cnnjob.training.predict import Classifier
+from cnnjob.training.inference.classifier import Classifier
+from cnnjob.training.inference.examples import example_arrays, prediction_arrays
+from cnnjob.training.loading import CHECKED_AT_ONCE_BYTES, TrainingData
+from cnnjob.training.memory import IN_MEMORY, ImagePlacement
 from cnnjob.training.progress import ProgressCallback, SafeProgress, format_epoch
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.stopping import StopRequest
@@ -74,10 +67,10 @@ class Trainer:
         self.job, self.dataset, self.backend = setup.job, setup.dataset, backend
         self.digest = self.run.manifest()["digest"]
         self.environment = describe_environment(backend)
-        self.digests = DigestCheck(setup.dataset, checked_at_once_bytes)
         self.steps = setup.steps_per_epoch
         self.training_indices = setup.training
-        self._load_data(setup, placement)
+        self.data = TrainingData(setup, backend, placement, checked_at_once_bytes)
+        self.inputs = self.data.inputs
         self._plan(setup.network)
         self.progress = TrainingProgress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
@@ -85,37 +78,6 @@ class Trainer:
         self._clock, self._cpu_clock = time.monotonic(), backend.cpu_seconds
         self._next_save = math.inf
         self._restore_or_initialise()
-
-    def _load_data(self, setup: TrainingSetup, placement: ImagePlacement) -> None:
-        """Load all images, or open the file for streaming them."""
-        backend, dataset, batch_size = self.backend, self.dataset, self.job.train.batch_size
-        streams = placement.streams
-        self.images, labels = load_split(dataset, "train", backend, self.digests, streams=streams)
-        # Validation images from the training set stay in the same array, with a separate list of indices.
-        validation = EvaluationSplit(self.images, setup.validation, labels[setup.validation])
-        if "val" in dataset.splits:
-            validation = load_evaluation_split(dataset, "val", backend, self.digests, streams=streams)
-        self.test = load_evaluation_split(dataset, "test", backend, self.digests, streams=streams)
-        self.digests.start()
-        self.watched = dict(select_watched_splits(self.job, validation, self.test))
-        evaluated = len(self.test.order), *(len(split.order) for split in self.watched.values())
-        self.evaluation_batch = evaluation_batch(evaluated)
-        self.stream, images = None, self.images
-        if isinstance(images, RowReader):
-            largest, resident = max(self.evaluation_batch, batch_size), (images, placement.n_resident)
-            self.stream = nn.ImageStream(backend, dataset.image_shape, largest, resident)
-            images = self.stream.images
-        self.inputs = nn.build_step_inputs(
-            backend, images, labels, self.steps, batch_size, self.job.seed, streams=streams
-        )
-
-    def close(self) -> None:
-        """Stop reading streamed images."""
-        if self.stream:
-            self.stream.close()
-        for images in (self.images, self.test.images, *(split.images for split in self.watched.values())):
-            if isinstance(images, RowReader):
-                images.close()
 
     def _plan(self, network: nn.Network) -> None:
         """Allocate the training state, and plan the steps and evaluations."""
@@ -135,8 +97,8 @@ class Trainer:
             job.train.batch_size,
             build_training_options(job),
         )
-        views, batch = job.train.test_time_augmentation, self.evaluation_batch
-        evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.stream)
+        views, batch = job.train.test_time_augmentation, self.data.evaluation_batch
+        evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.data.stream)
         self.classifier = Classifier(network, self.state, evaluation, self.pixels)
 
     def _restore_or_initialise(self) -> None:
@@ -148,10 +110,10 @@ class Trainer:
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
-        if self.stream:
+        if self.data.stream:
             message = f"images are read from {self.dataset.path} during training"
             if self.backend.name == "cuda":
-                message += f"; {self.stream.n_resident:,} of {len(self.images):,} stay on the GPU"
+                message += f"; {self.data.stream.n_resident:,} of {len(self.data.images):,} stay on the GPU"
             self.say(message)
         for warning in warnings:
             self.say(f"warning: {warning}. Using the previous checkpoint")
@@ -191,9 +153,9 @@ class Trainer:
             return None
         count = nn.count_whitening_images(self.dataset.image_shape)
         indices = self.training_indices[self.training_indices < count]
-        if isinstance(self.images, RowReader):
-            return self.images[indices]
-        images: Array = self.backend.host(self.images[:count])[indices]
+        if isinstance(self.data.images, RowReader):
+            return self.data.images[indices]
+        images: Array = self.backend.host(self.data.images[:count])[indices]
         return images
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -228,7 +190,7 @@ class Trainer:
         self.callback.start(self.job, self.steps)
         self._next_save = time.monotonic() + self.job.train.checkpoint_seconds
         if self.progress.step == 0:  # save at once: a full disk should be noticed before training, not after it
-            if self.digests.passed():
+            if self.data.check.passed():
                 self._save_or_fail()
             else:
                 self._next_save = 0  # save as soon as the data have been checked
@@ -260,8 +222,8 @@ class Trainer:
         # (steps · batch_size,); the images left out because they do not fill a batch differ from epoch to epoch.
         order = self.training_indices[shuffled[: len(self.inputs.order)]]
         self.backend.copy(order, self.inputs.order)
-        if self.stream and isinstance(self.images, RowReader):
-            rows = self.stream.start(self.images, order, train.batch_size, self.progress.epoch_step)
+        if self.data.stream and isinstance(self.data.images, RowReader):
+            rows = self.data.stream.start(self.data.images, order, train.batch_size, self.progress.epoch_step)
             self.backend.copy(rows, self.inputs.rows)
         first, total = epoch * self.steps, train.epochs * self.steps
         steps = range(first, first + self.steps)
@@ -273,8 +235,8 @@ class Trainer:
         self._checked_steps = self.progress.epoch_step
 
     def _step(self) -> None:
-        if self.stream:
-            self.stream.next()
+        if self.data.stream:
+            self.data.stream.next()
         self.plan.step()
         self.progress.epoch_step += 1
         self.progress.step += 1
@@ -319,7 +281,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Evaluate, add a history record, and copy the weights if they are the best so far."""
-        self.digests.wait()  # an epoch on damaged data must not be recorded, nor may its weights become the best
+        self.data.check.wait()  # an epoch on damaged data must not be recorded, nor may its weights become the best
         self._check_losses()
         # An overflow in the epoch's last update or in the running statistics does not show in any training loss.
         for name, array in self.state.read(self.state.parameters).items():
@@ -333,7 +295,7 @@ class Trainer:
             "train_loss": float(self.losses.mean()),
             "train_accuracy": float(self.backend.host(self.inputs.n_correct).sum() / len(self.inputs.order)),
         }
-        for name, watched in self.watched.items():
+        for name, watched in self.data.watched.items():
             _, loss, accuracy = watched.evaluate(self.classifier)
             if not math.isfinite(loss):
                 raise self._divergence(loss, f"{name} loss")
@@ -364,7 +326,7 @@ class Trainer:
         self._clock, self._cpu_clock = clock, cpu_clock
 
     def _save(self) -> None:
-        self.digests.wait()  # nothing computed from damaged data is ever saved
+        self.data.check.wait()  # nothing computed from damaged data is ever saved
         self._check_losses()
         self._count_time()
         count = self.progress.epoch_step
@@ -388,7 +350,7 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         """Save if a checkpoint is due and the data have been checked; if the disk is full, log this and continue."""
-        if not self.digests.passed() or time.monotonic() < self._next_save:
+        if not self.data.check.passed() or time.monotonic() < self._next_save:
             return
         try:
             self._save()
@@ -435,15 +397,16 @@ class Trainer:
         # result.json is written last: its presence means "finished", so everything else must exist by then.
         self._write_history_or_fail()
         self.backend.copy(self.best, self.state.parameters)
-        probabilities, loss, accuracy = self.test.evaluate(self.classifier)
+        test = self.data.test
+        probabilities, loss, accuracy = test.evaluate(self.classifier)
         if not np.isfinite(probabilities).all():
             weights = f"the weights of epoch {self.progress.best_epoch}"
             raise TrainingError(f"{self.run.path}: the test loss is {loss} with {weights}. {self._remedy}")
         npz.write_arrays(self.run.weights_file, self.state.read(self.best), fence=self.claim.check)
-        images = self.test.images if isinstance(self.test.images, RowReader) else self.backend.host(self.test.images)
-        predictions = predict.prediction_arrays(probabilities, images, self.test.labels, self.dataset.class_names)
+        images = test.images if isinstance(test.images, RowReader) else self.backend.host(test.images)
+        predictions = prediction_arrays(probabilities, images, test.labels, self.dataset.class_names)
         npz.write_arrays(self.run.predictions_file, predictions, fence=self.claim.check)
-        examples = predict.example_arrays(self.classifier, probabilities, images, self.test.labels)
+        examples = example_arrays(self.classifier, probabilities, images, test.labels)
         npz.write_arrays(self.run.examples_file, examples, fence=self.claim.check)
         result = {"test_accuracy": accuracy, "test_loss": loss, **self._costs()}
         files.write_json(self.run.result_file, result, fence=self.claim.check)

@@ -19,9 +19,9 @@ from PIL import Image
 from cnnjob.errors import DataError
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
-from cnnjob.training.predict import read_image_array
+from cnnjob.training.inference.predict import read_image_array
 from tests.helpers import run_folders as folders
-from tests.helpers.cli import JOB, cnnjob
+from tests.helpers.cli import cnnjob
 from tests.helpers.toy_jobs import corrupt, dataset
 
 
@@ -30,16 +30,6 @@ def process(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [sys.executable, "-m", "cnnjob", *arguments], capture_output=True, text=True, env=environment, check=False
     )
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the toy dataset and job."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    dataset(tmp_path / "data")
-    (tmp_path / "toy.toml").write_text(JOB)
-    return tmp_path
 
 
 def run_folder() -> Path:

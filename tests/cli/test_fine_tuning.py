@@ -15,16 +15,6 @@ FROM = "model.init_from="
 QUICK = ("--set", "train.epochs=1")
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with the toy dataset and job."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    dataset(tmp_path / "data")
-    (tmp_path / "toy.toml").write_text(JOB)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two finished runs, of two seeds."""

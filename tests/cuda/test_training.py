@@ -132,7 +132,7 @@ import json
 from pathlib import Path
 from cnnjob.data.dataset import Dataset
 from cnnjob.runs.run import Run
-from cnnjob.training.evaluation import evaluate
+from cnnjob.training.inference.evaluation import evaluate
 run, data = Run(Path({str(unbroken.path)!r})), Dataset.open(Path({str(dataset(tmp_path, images=600).path)!r}))
 found = [evaluate(run, data, "train", backend=name) for name in ("auto", "numpy")]
 print(json.dumps([(each.backend, each.counts.tolist(), each.overall) for each in found]))

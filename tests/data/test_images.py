@@ -19,7 +19,7 @@ from cnnjob.data.images import Picture, decoding_limits, header, inspect_image, 
 from cnnjob.data.prepare.prepare import prepare
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run
-from cnnjob.training.predict import predict
+from cnnjob.training.inference.predict import predict
 from cnnjob.training.train import train
 from tests.helpers.image_sources import jpeg_of_scans, png_of_chunks, unusable_images, usable_images, write_images
 from tests.helpers.toy_jobs import job, run_of, trained

@@ -26,8 +26,8 @@ from cnnjob.runs.run import UNRECORDED, UNSEALED, Run
 from cnnjob.runs.summary import read_summary
 from cnnjob.slurm import cleanup
 from cnnjob.training.backend import describe_environment
+from cnnjob.training.inference.classifier import load_classifier
 from cnnjob.training.onnx import export
-from cnnjob.training.predict import load_classifier
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.train import train
 from tests.helpers.run_folders import pending_run

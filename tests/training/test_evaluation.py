@@ -19,7 +19,7 @@ from cnnjob.nn.cuda.availability import why_unavailable
 from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
 from cnnjob.runs.run import Run
-from cnnjob.training.evaluation import evaluate
+from cnnjob.training.inference.evaluation import evaluate
 from tests.helpers.cli import cnnjob as command
 from tests.helpers.older_files import as_format_1
 from tests.helpers.toy_jobs import CLASSES, blots, dataset, trained

@@ -12,9 +12,10 @@ from cnnjob.jobs.job import Job
 from cnnjob.nn.random import Purpose, generator
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
-from cnnjob.training import predict
 from cnnjob.training.build import build_network, build_optimiser
-from cnnjob.training.evaluation import evaluate
+from cnnjob.training.inference import examples
+from cnnjob.training.inference.classifier import Classifier, load_classifier
+from cnnjob.training.inference.evaluation import evaluate
 from tests.helpers.toy_jobs import CLASSES, dataset, trained
 
 
@@ -30,7 +31,7 @@ def unpacked(maps: np.ndarray) -> np.ndarray:
 def test_a_finished_run_has_examples(run: Run) -> None:
     found, predictions = npz.read_arrays(run.examples_file), run.predictions()
     images, _ = Dataset.open(Path(run.data()["path"])).load("test")
-    expected = metrics.example_images(predictions["probabilities"], predictions["labels"], predict.MAX_EXAMPLES)
+    expected = metrics.example_images(predictions["probabilities"], predictions["labels"], examples.MAX_EXAMPLES)
     assert found["indices"].tolist() == expected.tolist()
     assert (found["images"] == images[expected]).all()
     assert found["saliency"].shape == (len(expected), 6, 6)
@@ -41,12 +42,12 @@ def test_a_finished_run_has_examples(run: Run) -> None:
 
 
 def test_they_are_what_the_network_computes(run: Run) -> None:
-    found, classifier = npz.read_arrays(run.examples_file), predict.load_classifier(run)
+    found, classifier = npz.read_arrays(run.examples_file), load_classifier(run)
     images, classes = found["images"], metrics.predicted(run.predictions()["probabilities"][found["indices"]])
     weights = classifier.state.weights
     plan = nn.InspectionPlan(classifier.network, weights, classifier.pixels, len(images))
     maps, _ = plan.run(images, classes)
-    noise = generator(0, Purpose.SALIENCY).normal(0, predict.NOISE, (predict.NOISY_COPIES, 1, 6, 6, 1))
+    noise = generator(0, Purpose.SALIENCY).normal(0, examples.NOISE, (examples.NOISY_COPIES, 1, 6, 6, 1))
     noisy = np.clip(images + noise, 0, 255).round().astype(np.uint8)
     steepest = np.abs(np.mean([plan.run(copies, classes)[1] for copies in noisy], axis=0)).max(axis=-1)
     white = np.percentile(steepest, 99, axis=(1, 2), keepdims=True)
@@ -75,9 +76,9 @@ def arrays_of(network: nn.Network, images: np.ndarray) -> dict[str, np.ndarray]:
     state = nn.State(network, build_optimiser(Job.load("mnist").train), backend)
     state.initialise(network, 0, images, pixels)
     plan = nn.EvaluationPlan(backend, network, state, pixels, len(images))
-    classifier = predict.Classifier(network, state, plan, pixels)
+    classifier = Classifier(network, state, plan, pixels)
     probabilities = classifier.probabilities(images)
-    return predict.example_arrays(classifier, probabilities, images, np.arange(len(images)) % network.classes)
+    return examples.example_arrays(classifier, probabilities, images, np.arange(len(images)) % network.classes)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -124,7 +125,7 @@ def test_the_maps_that_vary_most_are_kept_and_dead_filters_counted() -> None:
     state.weights["conv1/weights"][..., :30] = 0
     state.weights["conv1/weights"][..., 30:] = np.abs(state.weights["conv1/weights"][..., 30:])
     plan = nn.EvaluationPlan(nn.NumPyBackend(nn.Workers(1)), network, state, pixels, 9)
-    classifier = predict.Classifier(network, state, plan, pixels)
-    found = predict.example_arrays(classifier, classifier.probabilities(images), images, np.arange(9) % 3)
+    classifier = Classifier(network, state, plan, pixels)
+    found = examples.example_arrays(classifier, classifier.probabilities(images), images, np.arange(9) % 3)
     assert found["filters"][0, 6:].tolist() == list(range(30, 40))
     assert found["constant"].tolist() == [30]

@@ -18,7 +18,8 @@ from cnnjob.jobs.job import Job
 from cnnjob.runs import checkpoints, npz
 from cnnjob.runs.initial import find_initial
 from cnnjob.runs.run import Run
-from cnnjob.training.predict import load_classifier, predict
+from cnnjob.training.inference.classifier import load_classifier
+from cnnjob.training.inference.predict import predict
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.train import train
 from tests.helpers.progress import Recorder, StopsAt

@@ -11,7 +11,7 @@ from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError
 from cnnjob.runs import checkpoints
 from cnnjob.runs.run import Run
-from cnnjob.training.predict import Prediction, predict
+from cnnjob.training.inference.predict import Prediction, predict
 from cnnjob.training.train import train
 from tests.helpers.cli import cnnjob
 from tests.helpers.progress import StopsAt

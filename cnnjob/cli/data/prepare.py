@@ -50,7 +50,9 @@ def prepare(
     sha256: Annotated[
         str | None,
         typer.Option(
-            metavar="HEX", rich_help_panel=SOURCE_GROUP, help="SHA-256 of a source that is not the published one."
+            metavar="HEX",
+            rich_help_panel=SOURCE_GROUP,
+            help="SHA-256 of the source, if not the published one.",
         ),
     ] = None,
     verify: Annotated[

@@ -32,9 +32,11 @@ def show(
         ),
     ] = None,
     overrides: opt.OVERRIDES = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Explain all job file keys, or WHAT, after an example.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Explain the keys of a job file, with an example; or only WHAT.")
+    ] = False,
     data: opt.DATA = opt.DATA_FOLDER,
-    as_json: Annotated[bool, opt.json_option("Print the same as JSON; of a job, also its memory in bytes.")] = False,
+    as_json: Annotated[bool, opt.json_option("Print the same as JSON; for a job, also its memory in bytes.")] = False,
 ) -> None:
     """List datasets and jobs, or show one of them.
 

@@ -79,19 +79,19 @@ def require_same(out: Path, found: tuple[int, ...] | None) -> None:
         )
 
 
-def require_outside(out: Path, root: Path, class_folders: Iterable[Path]) -> None:
+def require_outside(out: Path, root: Path, bases: Iterable[Path]) -> None:
     """Refuse an output path that a later ``prepare`` of the same folder would read as an image.
 
     Args:
         out: the file to be written.
         root: the folder of images.
-        class_folders: the folders under the root that contain the class folders.
+        bases: the folders under the root that contain the class folders.
 
     Raises:
         JobError: the output file would be among the images.
     """
     target, read = target_of(out), target_of(root)
-    for folder in map(target_of, class_folders):
+    for folder in map(target_of, bases):
         inside = target.relative_to(folder).parts if target.is_relative_to(folder) else ()
         # A file directly in the root is next to the class folders, not in one, and a hidden folder is not read.
         if inside and not inside[0].startswith(".") and (len(inside) > 1 or folder != read):

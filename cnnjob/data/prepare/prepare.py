@@ -140,7 +140,7 @@ def prepare(
             )
     if dataset is None or published is None:
         contents = request.contents(progress=progress)
-        output_path.require_outside(out, Path(source or ""), contents.class_folders)
+        output_path.require_outside(out, Path(source or ""), contents.bases)
         # Check again now that the sources have been hashed; their pixels are not read until they are written.
         dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
         existed = dataset is not None

@@ -61,7 +61,7 @@ class DatasetContents:
         warnings: warnings about the source, one line each.
         description: detected type of the source, in one line.
         faults: the reason why each skipped file is unusable, by file name; complete once all blocks have been read.
-        class_folders: the folders that contain the class folders.
+        bases: the folders that contain the class folders.
         remarks: notes for the user on how images were read, each with the number of images concerned; complete once
             all blocks have been read.
         n_images: total number of images in all splits; None if not known before they are read.
@@ -73,7 +73,7 @@ class DatasetContents:
     warnings: tuple[str, ...] = ()
     description: str = ""
     faults: dict[str, str] = field(default_factory=dict)
-    class_folders: tuple[Path, ...] = ()
+    bases: tuple[Path, ...] = ()
     remarks: Counter[str] = field(default_factory=Counter)
     n_images: int | None = None
 

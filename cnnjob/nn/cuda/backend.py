@@ -197,7 +197,7 @@ class CudaBackend:
         return update(self.device, arena, optimiser, segments, buffers, inputs)
 
     def compile_step(self, arena: Arena, inputs: StepInputs, tasks: Iterable[Task]) -> Task:
-        """Plan the parts whose placeholders are among the tasks, and return one task that runs all tasks in order."""
+        """Plan the deferred parts to which the tasks belong, and return one task that runs all tasks in order."""
         tasks = list(tasks)
         # Only now are all parts of a step known, and with them the neighbours that can share a kernel.
         planned = fuse(self.device, arena, parts_of(tasks)) if self._fuses else {}

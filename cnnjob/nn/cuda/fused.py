@@ -71,7 +71,7 @@ class FirstConv:
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return a step's first conv block if a fused kernel supports it, or None."""
+        """Return a step's first conv block, or None if no fused kernel supports it."""
         batch = next((part for part in parts if isinstance(part, DeferredBatch)), None)
         if not batch or batch.changes:
             return None
@@ -152,7 +152,7 @@ class Head:
 
     @classmethod
     def find(cls, parts: Sequence[DeferredPart]) -> Self | None:
-        """Return the head of a training step, or None if the kernel for heads does not support it.
+        """Return the head of a training step, or None if the fused kernel does not support it.
 
         The kernel processes each image in one thread block, which limits the size of the head.
         """

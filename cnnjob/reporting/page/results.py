@@ -142,7 +142,7 @@ def _row_name(group: Group) -> str:
 
 
 def fold_runs(records: Iterable[Record]) -> list[Fold]:
-    """Put unfinished runs in the same state for the same reason into one fold if there are at least ``MIN_FOLDED``.
+    """Fold unfinished runs that are in the same state for the same reason, if there are at least ``MIN_FOLDED``.
 
     Args:
         records: the runs, in any order.

@@ -258,7 +258,7 @@ def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
 
 
 def fold_attempts(attempts: list[Attempt]) -> list[AttemptFold]:
-    """Put at least ``MIN_FOLDED`` consecutive attempts that ended for the same reason into one fold."""
+    """Fold consecutive attempts that ended for the same reason, if there are at least ``MIN_FOLDED``."""
     folds = []
     for _, equal in groupby(attempts, key=lambda attempt: (attempt.why, attempt.decision)):
         members = list(equal)

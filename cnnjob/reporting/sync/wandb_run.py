@@ -39,7 +39,7 @@ class WeightsAndBiases:
         """
         import wandb
 
-        # If this process is killed before the second entry, the update is sent again. W&B ignores the steps it has.
+        # If this process is killed before the second entry, the update is sent again: W&B ignores steps that it has.
         yield entry
         try:
             url = _send_session(folder, update, self.project)

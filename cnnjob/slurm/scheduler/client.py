@@ -178,7 +178,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> list[str]:
 
 
 def refusals(job_ids: Sequence[str], lines: Sequence[str]) -> dict[str, str]:
-    """Return, by job id, the lines from :func:`cancel_jobs` for jobs that have not ended and could not be cancelled."""
+    """Return, by job id, why scancel could not cancel jobs that have not ended; the lines are those that it printed."""
     errors = [line for line in lines if "error" in line and not any(part in line for part in _ALREADY_OVER)]
     return {job_id: line for job_id in job_ids for line in errors if job_id in line.replace(":", " ").split()}
 

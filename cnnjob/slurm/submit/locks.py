@@ -1,4 +1,4 @@
-"""A lock that allows only one submission at a time into a folder of runs, if the file system supports locks.
+"""A lock that lets only one process at a time submit into a runs folder, if the file system supports locks.
 
 It is a POSIX lock (``fcntl``). On NFS, Lustre and similar file systems, such a lock can be valid on all nodes;
 ``cnnjob doctor`` reports whether this is the case at this site. Nothing depends on the lock alone: see

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjob.training.predict import read_image_array
+from cnnjob.training.inference.predict import read_image_array
 from tests.fuzz.targets import Target
 
 

@@ -55,7 +55,7 @@ def worker_processes(count: int, state: Any) -> Iterator[OrderedMap[Any]]:
         return
     # Use fork, because the modules are already loaded. The first task starts all processes.
     executor = ProcessPoolExecutor(count, get_context("fork"), _prepare_worker, (os.getpid(), state))
-    # Found once: asking for each handler around each task takes longer than a result.
+    # Looked up once: doing so for every task would take longer than the tasks.
     numbers = [number for number in _SIGNALS if callable(signal.getsignal(number))]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # only the main thread runs handlers

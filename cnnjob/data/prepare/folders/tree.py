@@ -115,7 +115,7 @@ class FolderTree:
         return content, stamp_of(status)
 
     def stamp(self, name: str) -> Stamp | None:
-        """Return the same stamp of a file as :meth:`read`, without reading the file; None if it no longer exists."""
+        """Return a file's stamp, as :meth:`read` does, without reading the file; None if it no longer exists."""
         try:
             return stamp_of(os.stat(f"{self.root}/{name}"))  # noqa: PTH116 - pathlib takes three times as long
         except OSError:

@@ -1,159 +1,25 @@
-"""Dataset splits for evaluation, the check of arrays against their digests, and evaluations of finished runs."""
+"""Evaluation of a finished run on a split of any prepared dataset that fits its network."""
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from cnnjob import files, nn
-from cnnjob.data.dataset import CHUNKED_FORMAT, Dataset, Rows, blocks
-from cnnjob.data.stored import RowReader
+from cnnjob import files
+from cnnjob.data.dataset import CHUNKED_FORMAT, Dataset, blocks
 from cnnjob.errors import DataError, JobError, spreadsheet_cell, three_lines
-from cnnjob.jobs.job import Job
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.run import Run
 from cnnjob.training.backend import make_backend, select_evaluation_backend, start_workers
+from cnnjob.training.inference.classifier import TRAIN_AGAIN, load_classifier, require_finished
+from cnnjob.training.inference.examples import example_arrays
 from cnnjob.training.memory import EVALUATION_BATCH, memory_errors_as_job_error
-from cnnjob.training.predict import TRAIN_AGAIN, Classifier, example_arrays, load_classifier, require_finished
-
-CHECKED_AT_ONCE_BYTES = 10**9
-"""Datasets of up to this many bytes are checked against their digests before the first step, in a second or two."""
 
 Array = np.ndarray[Any, Any]
-Images: TypeAlias = Array | RowReader
-"""Images in a backend's memory, or in a file that is open for streaming."""
-
-
-@dataclass(frozen=True)
-class EvaluationSplit:
-    """Images that are evaluated together."""
-
-    images: Images
-    """uint8 (N, H, W, C), in the backend's memory or streamed; may be shared with other splits."""
-    order: Array
-    """int64, indices of the images that belong to the split."""
-    labels: Array
-    """int64 (len(order),), labels of the images in ``order``."""
-
-    def evaluate(self, classifier: Classifier) -> tuple[Array, float, float]:
-        """Evaluate the images with the current weights.
-
-        Returns:
-            Probabilities (N, classes) of the N images in :attr:`order`, mean loss in nats per image, and accuracy in
-            0..1.
-        """
-        probabilities = classifier.probabilities(self.images, self.order)
-        loss = metrics.mean_cross_entropy(probabilities, self.labels)
-        return probabilities, loss, metrics.accuracy(probabilities, self.labels)
-
-
-class DigestCheck:
-    """The check of a dataset's arrays against their digests; the images of a large dataset are checked in a thread."""
-
-    def __init__(self, dataset: Dataset, at_once_bytes: int = CHECKED_AT_ONCE_BYTES) -> None:
-        """Prepare to check a dataset; if it is larger than ``at_once_bytes``, its images are checked in a thread."""
-        self._dataset, self._at_once = dataset, dataset.size_bytes <= at_once_bytes
-        self._arrays: list[tuple[str, Rows]] = []
-        self._end: Future[None] = Future()
-
-    def add(self, name: str, array: Rows) -> None:
-        """Check an array that was loaded or will be streamed, or queue it for :meth:`start`.
-
-        Raises:
-            DataError: the array does not match its digest.
-        """
-        if self._at_once or not name.endswith("images"):  # labels are small enough to be checked at once
-            self._dataset.require_digest(name, array)
-        else:
-            self._arrays.append((name, array))
-
-    def start(self) -> None:
-        """Start a thread that checks the queued arrays; processes that are forked while it runs do not inherit it."""
-        if self._arrays:
-            Thread(target=self._run, daemon=True).start()
-        else:
-            self._end.set_result(None)
-
-    def _run(self) -> None:
-        try:
-            while self._arrays:
-                # Popped, so that an array's memory can be freed once it is checked.
-                self._dataset.require_digest(*self._arrays.pop())
-            self._end.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - passed() and wait() raise it
-            self._end.set_exception(error)
-
-    def passed(self) -> bool:
-        """Return whether all arrays have been checked.
-
-        Raises:
-            DataError: one of them does not match its digest.
-        """
-        return self._end.done() and self._end.result() is None
-
-    def wait(self) -> None:
-        """Wait until all arrays have been checked.
-
-        Raises:
-            DataError: one of them does not match its digest.
-        """
-        self._end.result()
-
-
-def load_split(
-    dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
-) -> tuple[Images, Array]:
-    """Load the labels of a split, and load its images or open them for streaming.
-
-    Args:
-        dataset: the dataset.
-        name: ``train``, ``val`` or ``test``.
-        backend: the backend that processes the images.
-        check: checks the arrays against their digests.
-        streams: True to read images only when they are needed.
-
-    Returns:
-        Images, uint8 (N, H, W, C), in the backend's memory or to be streamed; and labels, int64 (N,), in host memory.
-    """
-    if streams:
-        stored = dataset.stored(name)
-        check.add(stored.name, stored)
-        return stored.open(), dataset.labels(name)
-    images, labels = dataset.load(name, check.add)
-    return backend.resident(images), labels
-
-
-def load_evaluation_split(
-    dataset: Dataset, name: str, backend: nn.Backend, check: DigestCheck, *, streams: bool
-) -> EvaluationSplit:
-    """Load all images of a split for evaluation, in stored order; the arguments are those of :func:`load_split`."""
-    images, labels = load_split(dataset, name, backend, check, streams=streams)
-    return EvaluationSplit(images, np.arange(len(images)), labels)
-
-
-def select_watched_splits(
-    job: Job, validation: EvaluationSplit, test: EvaluationSplit
-) -> Iterator[tuple[str, EvaluationSplit]]:
-    """Yield the splits to evaluate after each epoch, with their names in the history.
-
-    Args:
-        job: the job, whose ``train.select_on`` is the split on which the weights are chosen.
-        validation: the validation images; may be empty.
-        test: the test images.
-
-    Yields:
-        A name and a split: ``validation`` if there are validation images, and ``test`` if the weights are chosen on it.
-    """
-    if len(validation.order):
-        yield "validation", validation
-    if job.train.select_on == "test":
-        yield "test", test
 
 
 @dataclass(frozen=True)
@@ -262,24 +128,13 @@ def evaluate(
         probabilities = np.concatenate(parts)
     if not np.isfinite(probabilities).all():
         raise DataError(f"{run.path}: the network's outputs for images of {dataset.path} overflow. {TRAIN_AGAIN}")
-    class_names, remarks = tuple(run.data()["class_names"]), []
-    if {*dataset.class_names} == {*class_names}:  # the same classes, perhaps in another order
-        labels = np.array([class_names.index(name) for name in dataset.class_names])[labels]
-        if dataset.class_names != class_names:
-            remarks.append(
-                f"{dataset.path}: the classes are in another order than the network's (found "
-                f"{dataset.class_names[0]!r} first instead of {class_names[0]!r}), so they are matched by name"
-            )
-    else:
-        differing = [(a, b) for a, b in zip(dataset.class_names, class_names, strict=True) if a != b]
-        remarks.append(
-            f"{dataset.path}: the class names differ from the network's (found {differing[0][0]!r} instead of "
-            f"{differing[0][1]!r}; {len(differing)} of {len(class_names)} differ), so classes are matched by position"
-        )
+    class_names = tuple(run.data()["class_names"])
+    positions, remarks = _match_classes(dataset, class_names)
+    labels = positions[labels]
     counts = metrics.confusion(probabilities, labels)
     overall = metrics.summarise(probabilities, labels, metrics.per_class(counts))
     path = run.evaluations_folder / f"{dataset.path.stem}-{split}-{files.short_digest(dataset.digest)}.json"
-    evaluation = Evaluation(path, dataset, split, name, class_names, counts, overall, tuple(remarks))
+    evaluation = Evaluation(path, dataset, split, name, class_names, counts, overall, remarks)
     run.require_no_links()
     with files.disk_errors_as_cnnjob_error(run.evaluations_folder):
         run.evaluations_folder.mkdir(exist_ok=True)
@@ -312,6 +167,29 @@ def _require_fit(run: Run, dataset: Dataset) -> None:
             f"{dataset.path}: not the number of classes that {run.path} predicts (found "
             f"{len(dataset.class_names)}, expected {len(data['class_names'])}). Choose a dataset with the same classes"
         )
+
+
+def _match_classes(dataset: Dataset, class_names: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
+    """Match a dataset's classes with the network's: by name if the names are the same, and by position otherwise.
+
+    Returns:
+        For each class of the dataset, int64 (K,), the network's class; and a remark for the user if the classes are not
+        the same in the same order.
+    """
+    if dataset.class_names == class_names:
+        return np.arange(len(class_names)), ()
+    if {*dataset.class_names} == {*class_names}:
+        remark = (
+            f"{dataset.path}: the classes are in another order than the network's (found {dataset.class_names[0]!r} "
+            f"first instead of {class_names[0]!r}), so they are matched by name"
+        )
+        return np.array([class_names.index(name) for name in dataset.class_names]), (remark,)
+    differing = [(a, b) for a, b in zip(dataset.class_names, class_names, strict=True) if a != b]
+    remark = (
+        f"{dataset.path}: the class names differ from the network's (found {differing[0][0]!r} instead of "
+        f"{differing[0][1]!r}; {len(differing)} of {len(class_names)} differ), so classes are matched by position"
+    )
+    return np.arange(len(class_names)), (remark,)
 
 
 def _confusion_csv(class_names: tuple[str, ...], counts: Array) -> bytes:
