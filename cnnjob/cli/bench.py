@@ -28,7 +28,6 @@ HEADER = (
 
 DATA = "data"
 """Argument with which the command measures dataset reading instead of workloads."""
-TURN_SECONDS = 0.2
 
 
 def bench(
@@ -69,10 +68,11 @@ def bench(
     Example: cnnjob bench mnist-baseline --rounds 50
     """
     from cnnjob.checks.benchmarks.bench import NAMES, measure
+    from cnnjob.checks.benchmarks.engines import MIN_TURN_SECONDS
 
     if workloads == [DATA]:
         # Each reading is measured for as long as all turns of one engine take.
-        _bench_reading(gigabytes, rounds * TURN_SECONDS, as_json=as_json)
+        _bench_reading(gigabytes, rounds * MIN_TURN_SECONDS, as_json=as_json)
         return
     for name in workloads or ():
         if name not in NAMES:

@@ -56,7 +56,7 @@ def report(
         if any(len(group.by_seed) > 1 for group in result.groups):
             typer.echo("± is half the width of the 95 % interval of the mean over n seeds")
     changed = f"{len(result.written)} of {len(result.files)} files changed"
-    typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open it in a browser")
+    typer.echo(f"{out / 'index.html'}: {plural(len(result.rows), 'run')}; {changed}; open the page in a browser")
 
 
 def _run_cells(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -32,6 +32,9 @@ _NARROWEST, _SMALLEST = 1e-9, 1e-30
 
 Style = Literal["thin", "mean", "dashed"]
 XAxis = Literal["epoch", "time"]
+_WATCHED: tuple[int, Style] = (0, "mean")
+_UNWATCHED: tuple[int, Style] = (1, "dashed")
+"""Colour and style of a run's line on the split that is watched, and of its line on the training images."""
 _UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _MIN_UNITS = 2
 """A time axis uses the largest unit in which the longest training time is at least this number."""
@@ -76,9 +79,9 @@ def run_lines(curve: Curve, measure: Measure) -> list[Line]:
         return [Line(epochs, curve.values("train", measure), 0, "mean", measure)]
     splits: list[Split] = ["train"] if curve.watched == "train" else ["train", curve.watched]
     lines = []
-    for colour, split in reversed(list(enumerate(reversed(splits)))):
+    for split in splits:
         title = "training images" if split == "train" else f"{split} images"
-        style: Style = "mean" if split == curve.watched else "dashed"
+        colour, style = _WATCHED if split == curve.watched else _UNWATCHED
         lines.append(Line(epochs, curve.values(split, measure), colour, style, title, title, has_diverged=diverged))
     return lines
 
@@ -127,9 +130,9 @@ def _lines_of_group(group: Group, index: int, measure: Measure, over: XAxis, uni
         yield from drawn
         # The mean is taken epoch by epoch, over the epochs that all seeds have.
         n_epochs = min(len(line.x) for line in drawn)
-        x, y = (np.array([values[:n_epochs] for values in axis])
-                for axis in ([line.x for line in drawn], [line.y for line in drawn]))  # fmt: skip
-        intervals = [interval(values) for values in y.T.tolist()]  # y is (seeds, epochs)
+        x = np.array([line.x[:n_epochs] for line in drawn])  # (seeds, epochs)
+        y = np.array([line.y[:n_epochs] for line in drawn])  # (seeds, epochs)
+        intervals = [interval(values) for values in y.T.tolist()]
         widths = np.array([math.nan if mean is None else mean.half_width for mean in intervals], np.float64)
         diverged = any(line.has_diverged for line in drawn)
         title = f"{group.label}, mean of {len(drawn)}"

@@ -87,15 +87,15 @@ def estimate_memory(
     labels = sum(shape[0] * INDEX_BYTES for shape in dataset.shapes.values())
     # The epoch's order; training and validation indices; with a stream, also the positions of the ordered images.
     chosen = (2 + placement.streams) * dataset.shapes["train"][0] * INDEX_BYTES
-    best, options = state.parameters.nbytes, build_training_options(job)
+    best, options = state.parameters.nbytes, build_training_options(job)  # a copy of the best parameters so far
     return MemoryEstimate(
-        images + labels + chosen,
-        state.size_bytes + best,
-        nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, options),
-        nn.EvaluationPlan.count_bytes(
+        data=images + labels + chosen,
+        parameters=state.size_bytes + best,
+        training=nn.TrainingPlan.count_bytes(backend, network, state, optimiser, job.train.batch_size, options),
+        evaluation=nn.EvaluationPlan.count_bytes(
             backend, network, state, batch, job.train.test_time_augmentation, streams=placement.streams
         ),
-        best + sum(flat.nbytes for flat in state.saved_buffers.values()),
+        checkpoint=best + sum(flat.nbytes for flat in state.saved_buffers.values()),
     )
 
 

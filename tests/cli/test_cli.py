@@ -448,7 +448,7 @@ def test_on_a_terminal_a_report_shows_its_progress() -> None:
     os.close(ours)
     assert b"drawing figures" in shown
     assert b"reading runs" in shown
-    assert b"open it in a browser" in done.stdout
+    assert b"open the page in a browser" in done.stdout
 
 
 @pytest.mark.usefixtures("here")

@@ -180,12 +180,16 @@ def python(cluster: Cluster, path: Path) -> Path:
 
 def living(*words: str) -> list[str]:
     """The command lines of running processes that hold one of these words."""
+    return [line for _, line in commands() if any(word in line for word in words)]
+
+
+def commands() -> list[tuple[int, str]]:
+    """Every process with its command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if any(word in line for word in words):
-            found.append(line)
+        found.append((int(path.parent.name), line))
     return found

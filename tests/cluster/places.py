@@ -145,16 +145,4 @@ class Place:
 
     def _starting(self) -> list[int]:
         words = ("submitit.core._submit", str(self.folder))
-        return [pid for pid, line in commands() if all(word in line for word in words) and "srun" not in line]
-
-
-def commands() -> list[tuple[int, str]]:
-    """Every process with its command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        found.append((int(path.parent.name), line))
-    return found
+        return [pid for pid, line in lab.commands() if all(word in line for word in words) and "srun" not in line]

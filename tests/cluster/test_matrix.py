@@ -26,7 +26,7 @@ from cnnjob.runs.restart_log import try_read_restart_log
 from cnnjob.runs.run import Run
 from tests.cluster import lab
 from tests.cluster.conftest import ROWS, Start
-from tests.cluster.places import REQUEST, Outcome, Place, commands, toml
+from tests.cluster.places import REQUEST, Outcome, Place, toml
 from tests.helpers.toy_jobs import outcome_of, trained
 
 pytestmark = pytest.mark.slurm_matrix
@@ -569,7 +569,7 @@ def requeue(place: Place, run: Run) -> None:
 
 
 def restart_script(place: Place) -> bool:
-    return any("cnnjob.slurm.node.restart" in line and str(place.folder) in line for _, line in commands())
+    return any("cnnjob.slurm.node.restart" in line and str(place.folder) in line for _, line in lab.commands())
 
 
 def in_setup(place: Place) -> None:

@@ -22,7 +22,7 @@ from cnnjob.runs.run import Run
 from cnnjob.slurm.scheduler import client, queue
 from tests.cluster import lab
 from tests.cluster.conftest import Start
-from tests.cluster.places import REQUEST, Place, commands
+from tests.cluster.places import REQUEST, Place
 from tests.durability.faults import NO_COMPILER, compile_no_locks, compiler
 
 pytestmark = pytest.mark.slurm
@@ -141,7 +141,7 @@ def test_ctrl_c_while_sbatch_runs(place: Place) -> None:
     (place.folder / "after-sbatch").touch()
     shell = start(place, "submit", "toy.toml", *REQUEST, PATH=f"{program.parent}:{os.environ['PATH']}")
     lab.until((place.folder / "reached").exists, 60, "the job")
-    [pid] = [pid for pid, line in commands() if line.startswith(f"{place.python} -m cnnjob submit")]
+    [pid] = [pid for pid, line in lab.commands() if line.startswith(f"{place.python} -m cnnjob submit")]
     os.kill(pid, signal.SIGINT)
     _, error = shell.communicate(timeout=60)
     assert shell.returncode == 130, error

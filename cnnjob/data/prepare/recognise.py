@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnnjob.data.prepare.archives import TAR_BLOCK_BYTES, is_tar_header
-from cnnjob.data.prepare.arrays.binary import binary_set
-from cnnjob.data.prepare.arrays.idx_sets import find_idx_sets, idx_set
+from cnnjob.data.prepare.arrays.binary import find_binary_set
+from cnnjob.data.prepare.arrays.idx_sets import choose_idx_set, find_idx_sets
 from cnnjob.data.prepare.arrays.numpy_files import MAGIC as NUMPY_MAGIC
-from cnnjob.data.prepare.arrays.numpy_files import array_files, numpy_set
+from cnnjob.data.prepare.arrays.numpy_files import array_files, find_numpy_set
 from cnnjob.data.prepare.arrays.stream import ArraySet, read_array_set
-from cnnjob.data.prepare.arrays.svhn import svhn_set
+from cnnjob.data.prepare.arrays.svhn import find_svhn_set
 from cnnjob.data.prepare.folders.archive import TarTree, ZipTree
 from cnnjob.data.prepare.folders.folder import read_folder
 from cnnjob.data.prepare.folders.options import FolderOptions
@@ -93,16 +93,16 @@ def _find_arrays(source: Path, names: Sequence[str], options: FolderOptions) -> 
             raise DataError(
                 f"{source}: contains the Python version of CIFAR (found {name}). Prepare it by name:\n  {command}"
             )
-    readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [binary_set, svhn_set]
+    readers: list[Callable[[Path, Sequence[str]], ArraySet | None]] = [find_binary_set, find_svhn_set]
     for reader in readers:
         if found := reader(source, names):
             return found
     if sets := find_idx_sets(source, list(names)):
-        return idx_set(source, sets, options.out.stem)
+        return choose_idx_set(source, sets, options.out.stem)
     files = [source / name for name in names if name.lower().endswith((".npy", ".npz"))]
     if not files:
         return None
-    found = numpy_set([array for path in files for array in array_files(path)], str(source))
+    found = find_numpy_set([array for path in files for array in array_files(path)], str(source))
     unused = [name for name in names if source / name not in files]
     return replace(found, left_out=[*found.left_out, *unused])
 
@@ -118,12 +118,12 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
             raise DataError(
                 f"{source}: a single array (found {siblings[0]} next to it). Specify the folder that contains both"
             )
-        return read_array_set(numpy_set(array_files(source), str(source)), options)
+        return read_array_set(find_numpy_set(array_files(source), str(source)), options)
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(source):
             raise DataError(f"{source}: an incomplete or damaged zip archive. Copy or download it again")
         if source.suffix == ".npz":
-            return read_array_set(numpy_set(array_files(source), str(source)), options)
+            return read_array_set(find_numpy_set(array_files(source), str(source)), options)
         return _read_tree(ZipTree(source), options, progress=progress)
     if peek_header(source):
         raise DataError(

@@ -62,12 +62,12 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     Returns:
         A complete HTML document.
     """
-    ungrouped = [record for record in records if not record.settings]
     datasets = results.build_results(run_groups)
+    unreadable = results.fold_runs(record for record in records if not record.settings)
     folds = [
         *(fold for dataset in datasets for entry in dataset.entries for fold in entry.folds),
         *(fold for dataset in datasets for fold in dataset.others),
-        *(unreadable := results.fold_runs(ungrouped)),
+        *unreadable,
     ]
     ordered = [record for fold in folds for record in fold.records]
     anchors = {record.name: f"run-{number}" for number, record in enumerate(ordered, start=1)}
@@ -75,8 +75,8 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
     n_runs = len(records)
     families = sections.find_families(ordered, anchors)
     built = {
-        each.name: sections.build_section(each, anchors[each.name], n_runs, common, families.get(each.name))
-        for each in records
+        record.name: sections.build_section(record, anchors[record.name], n_runs, common, families.get(record.name))
+        for record in records
     }
     page: str = _template_environment().get_template("page.html.jinja").render(
         records=records,
@@ -87,7 +87,7 @@ def render(records: Sequence[Record], run_groups: Sequence[Group]) -> str:
         unreadable=unreadable,
         anchors=anchors,
         section_folds=[
-            SectionFold(fold, [built[each.name] for each in fold.records]) for fold in folds
+            SectionFold(fold, [built[record.name] for record in fold.records]) for fold in folds
         ],
         common_settings=common,
         pictured=n_runs <= MAX_PICTURED_RUNS,

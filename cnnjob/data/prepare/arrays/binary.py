@@ -22,7 +22,7 @@ _STL_LABEL_BYTES = 1 << 20
 _AGAIN = "Copy or download it again"
 
 
-def binary_set(root: Path, names: Sequence[str]) -> ArraySet | None:
+def find_binary_set(root: Path, names: Sequence[str]) -> ArraySet | None:
     """Return the images in a folder that contains a dataset's binary version; None for any other folder.
 
     Args:

@@ -23,6 +23,7 @@ _IMAGES_NDIM = 3
 _LABELS_NDIM = (1, 2)
 
 Roles = dict[tuple[str, str], Path]
+"""The files of a set, by split and kind (``images`` or ``labels``)."""
 
 _EMNIST = re.compile(r"(?i)(?<![a-z])emnist")
 """Matches the path of an EMNIST set; FEMNIST is a different dataset, with upright images."""
@@ -45,16 +46,12 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
     # An unpacked file is listed before its archive, which is then not read.
     for name in sorted(names, key=lambda name: (name.endswith(".gz"), name)):
         path = root / name
-        found = split_of_name(path.name.replace("t10k", "test"))
-        dimensions = peek_header(path) if found else None
-        if found is None or dimensions is None:
+        split_and_pattern = split_of_name(path.name.replace("t10k", "test"))
+        dimensions = peek_header(path) if split_and_pattern else None
+        if split_and_pattern is None or dimensions is None:
             continue
-        split, rest = found
-        folder = path.parent
-        if folder.name == path.name and folder != root:  # Kaggle archives keep each file in a folder of the same name
-            folder = folder.parent
-        prefix = rest.partition("*")[0].strip("-_. ")
-        key = "/".join(filter(None, (str(folder.relative_to(root)).strip("."), prefix)))
+        split, pattern = split_and_pattern
+        key = _set_key(root, path, pattern)
         kind = "labels" if dimensions in _LABELS_NDIM else "images"
         other = sets[key].get((split, kind))
         if other and other.name != path.name.removesuffix(".gz"):
@@ -64,7 +61,16 @@ def find_idx_sets(root: Path, names: list[str]) -> dict[str, Roles]:
     return {key: roles for key, roles in sets.items() if ("train", "images") in roles}
 
 
-def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
+def _set_key(root: Path, path: Path, pattern: str) -> str:
+    """Return the name of a file's set: the folder, and what precedes the split in the name of the file."""
+    folder = path.parent
+    if folder.name == path.name and folder != root:  # Kaggle archives keep each file in a folder of the same name
+        folder = folder.parent
+    prefix = pattern.partition("*")[0].strip("-_. ")
+    return "/".join(filter(None, (str(folder.relative_to(root)).strip("."), prefix)))
+
+
+def choose_idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
     """Return the images of the IDX set in a folder; if there are several sets, use the one with the given name.
 
     Args:
@@ -86,7 +92,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
         )
         raise JobError(f"{root}: several IDX sets (found {len(keys)}). Choose one:\n{commands}")
     roles = sets[keys[0]]
-    for split, kind in list(roles):
+    for split, kind in roles:
         other = "labels" if kind == "images" else "images"
         if (split, other) not in roles:
             raise DataError(
@@ -101,7 +107,7 @@ def idx_set(root: Path, sets: Mapping[str, Roles], name: str) -> ArraySet:
         f"IDX files{title} {', '.join(path.name for path in roles.values())}",
         splits,
         list(roles.values()),
-        _mapping(roles["train", "images"]) if is_emnist else None,
+        _read_class_names(roles["train", "images"]) if is_emnist else None,
     )
 
 
@@ -112,6 +118,7 @@ def _name_of(key: str) -> str:
 
 
 def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledStream:
+    """Return images with their labels; ``turned`` swaps rows and columns, since EMNIST stores its images transposed."""
     with open_idx(labels_path, _LABELS_NDIM) as file:
         rows = file.read(file.shape[0])
         file.require_end()
@@ -131,7 +138,7 @@ def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledSt
     return LabelledStream(str(images_path), shape, blocks, labels.astype(np.int64))
 
 
-def _mapping(images: Path) -> dict[int, str] | None:
+def _read_class_names(images: Path) -> dict[int, str] | None:
     """Return EMNIST's class names, read from the table of ASCII codes next to the images; None if there is no table.
 
     The names are keyed by label, since the labels of EMNIST Letters start at 1.

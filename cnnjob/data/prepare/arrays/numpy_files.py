@@ -137,7 +137,7 @@ def role_of(name: str) -> tuple[str, str] | None:
     return (split, "labels") if words & _LABELS else None
 
 
-def numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
+def find_numpy_set(arrays: Sequence[ArrayFile], source: str) -> ArraySet:
     """Return the images and labels, identified among all arrays by their names.
 
     Args:

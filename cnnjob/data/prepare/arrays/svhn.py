@@ -33,7 +33,7 @@ _ZERO = 10
 _AGAIN = "Copy or download it again"
 
 
-def svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
+def find_svhn_set(root: Path, names: Sequence[str]) -> ArraySet | None:
     """Return SVHN's cropped digits; None if the folder contains neither ``train_32x32.mat`` nor ``test_32x32.mat``.
 
     Args:
