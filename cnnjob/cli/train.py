@@ -49,6 +49,7 @@ def train(
     """
     from cnnjob.data.dataset import Dataset
     from cnnjob.runs.creation import describe_replaced_runs
+    from cnnjob.runs.process import name_ctrl_c
     from cnnjob.slurm.scheduler import client
     from cnnjob.training.default_job import load_job
     from cnnjob.training.setup import TrainingSetup
@@ -69,7 +70,7 @@ def train(
     with Screen(quiet=quiet) as screen:
         outcome = train_run(run, screen, setup=setup, job_is_over=client.job_is_over)
     if outcome.state == "stopped":
-        print_last(f"{run.path}: {outcome.why}; run the same command to resume")
+        print_last(f"{run.path}: {name_ctrl_c(outcome.why)}; run the same command to resume")
         raise typer.Exit(EXIT_STOPPED)
     result = run.result()
     epochs, best = result.get("epochs", math.inf), result.get("best_epoch")

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from cnnjob.errors import printable, printable_lines
+from cnnjob.runs.process import name_ctrl_c
 from cnnjob.runs.summary import RunSummary
 
 
@@ -62,7 +63,7 @@ def _describe_attempt(
     lost_steps = None
     if reached is not None and later is not None:
         lost_steps = max(reached - (later.get("resumed_at_step") or 0), 0)
-    why = record.get("why") or ("" if later is None else "the process died without recording why")
+    why = name_ctrl_c(record.get("why") or "") or ("" if later is None else "the process died without recording why")
     return Attempt(
         number=int(record["attempt"]),
         host=printable(str(record.get("host", ""))),

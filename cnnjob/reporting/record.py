@@ -31,6 +31,7 @@ from cnnjob.reporting.examples import ClassifiedImage, Convolution, classified_i
 from cnnjob.reporting.network_table import LayerRow, layer_rows
 from cnnjob.runs import metrics, npz
 from cnnjob.runs.logs import last_lines, shorten_lines
+from cnnjob.runs.process import name_ctrl_c
 from cnnjob.runs.run import UNRECORDED, Run, manifest_format
 from cnnjob.runs.schemas import EvaluationRecord
 from cnnjob.runs.summary import RunSummary, read_summary
@@ -239,7 +240,7 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float 
 
 
 def _read_state(summary: RunSummary, record: Record) -> None:
-    record.row["state"] = summary.state
+    record.row["state"] = summary.recorded_state
     record.remarks += (_relative(note, summary.run) for note in summary.notes if note != UNRECORDED)
     if summary.state == "damaged":
         raise DataError(summary.damage)
@@ -250,18 +251,25 @@ def _read_state(summary: RunSummary, record: Record) -> None:
 
 
 def _why_unfinished(summary: RunSummary) -> str:
-    if summary.state == "pending":
-        return "pending: not started yet"
-    if UNRECORDED in summary.notes:
-        return UNRECORDED
-    if summary.state == "running":
-        return f"running on {summary.attempt['host']} since {summary.attempt['started']}"
-    if summary.attempt["why"]:
-        return str(summary.attempt["why"])
-    if summary.original:
+    state, why = summary.recorded_state, summary.attempt.get("why")
+    if state == "cancelled":
+        reason = "cancelled; submit it again to resume it"
+    elif state == "failed" and not why:
+        reason = f"failed: {summary.given_up}; cnnjob status {summary.run.path} shows the error"
+    elif state == "pending":
+        reason = "pending: not started yet"
+    elif UNRECORDED in summary.notes:
+        reason = UNRECORDED
+    elif state == "running":
+        reason = f"running on {summary.attempt['host']} since {summary.attempt['started']}"
+    elif why:
+        reason = name_ctrl_c(why)
+    elif summary.original:
         copied = f"a copy of {summary.original}, made while that run was being trained"
-        return f"lost: {copied}; run the same command to resume the copy"
-    return "lost: the process died without recording why; run the same command to resume"
+        reason = f"lost: {copied}; run the same command to resume the copy"
+    else:
+        reason = "lost: the process died without recording why; run the same command to resume"
+    return reason
 
 
 def _read_result(summary: RunSummary, record: Record) -> None:

@@ -143,7 +143,8 @@ def _try_read(job: Job, path: Path) -> InitialWeights:
         raise DataError(f"{run.weights_file}: missing. Restore it, or train the run again")
     # Each epoch may choose other weights: the same command would start another run each time.
     raise DataError(
-        f"{path}: not finished, so its weights may still change (found state {run.state()}). Finish training it first"
+        f"{path}: not finished, so its weights may still change (found state {run.state()}). Finish training it "
+        "first, or pass another run"
     )
 
 

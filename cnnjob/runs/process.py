@@ -173,6 +173,11 @@ def _start_of(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]  # state (3) and starttime (22) of proc_pid_stat(5)
 
 
+def name_ctrl_c(why: str) -> str:
+    """Return why an attempt ended, with Ctrl-C instead of SIGINT, the signal that it sends."""
+    return why.replace("SIGINT", "Ctrl-C")
+
+
 def now() -> str:
     """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -45,6 +45,7 @@ class AttemptRecord(Fields):
     inode: Inode | None = None
     parents: list[Inode] | None = None
     resumed_at_step: Count | None = None
+    steps: Count | None = None
     device: str | None = None
 
 

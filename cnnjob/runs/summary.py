@@ -188,6 +188,24 @@ class RunSummary:
         return not jobs and self.cancellation.get("attempt") == self.n_attempts
 
     @property
+    def given_up(self) -> str:
+        """Why the batch script gave up restarting the newest SLURM job; empty if it did not."""
+        decision = str(self.current_decision.get("said", ""))
+        return decision if "without progress" in decision or "own error" in decision else ""
+
+    @property
+    def recorded_state(self) -> str:
+        """The state; of a run that is not being trained, also according to the records of its SLURM jobs.
+
+        Such a run is ``cancelled`` or ``failed`` if these records show it, even if no attempt began.
+        """
+        if self.state not in {"pending", "stopped", "lost"}:
+            return self.state
+        if self.was_cancelled_by_cnnjob or self.current_decision.get("ended_by") == "cancelled":
+            return "cancelled"
+        return "failed" if self.given_up else self.state
+
+    @property
     def epochs(self) -> int | None:
         """The job's number of epochs, or None if unknown; early stopping may end training sooner."""
         job = self.manifest.get("job") or {}

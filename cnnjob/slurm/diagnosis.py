@@ -130,17 +130,21 @@ def _explain_finished(status: Status) -> Cause:
 def _explain_running(status: Status) -> Cause:
     summary = status.summary
     phase = f"in epoch {summary.epoch + 1} of {summary.epochs}" if summary.n_attempts else "starting"
+    saved_step, total = newest_step(summary.run.checkpoints_folder), summary.attempt.get("steps")
+    saved = f"; step {saved_step:,}{f' of {total:,}' if total else ''} is saved" if saved_step else ""
     evidence = status.detail or "its heartbeat is recent"
     if since := summary.attempt.get("started"):
         evidence = f"{evidence}, started {since}"
     command = next_command.logs_command(summary.run, follow=True)
-    return Cause(f"{phase} on {status.node or 'its node'}", evidence, command)
+    return Cause(f"{phase} on {status.node or 'its node'}{saved}", evidence, command)
 
 
 def _explain_pending(status: Status) -> Cause:
     summary, job = status.summary, status.job
-    saved_step = summary.last_decision.get("step") or summary.attempt.get("step")
-    resumption = f"; it will resume at step {saved_step}" if summary.n_attempts else ""
+    folder = summary.run.checkpoints_folder
+    saved_step = summary.last_decision.get("step") or summary.attempt.get("step") or newest_step(folder)
+    start = f"resume at step {saved_step}" if saved_step else "start from the beginning"
+    resumption = f"; it will {start}" if summary.n_attempts else ""
     if job is None:
         if not summary.job_id:
             command = next_command.continue_command(summary.run)

@@ -177,7 +177,7 @@ def _decide_without_job(summary: RunSummary, outcome: JobOutcome | None, *, gone
         return _decide_alive_or_lost(summary, outcome, gone=gone)
     if summary.state != "failed" and (cancelled := _describe_cancellation(summary, outcome)):
         return "cancelled", cancelled
-    if given_up := reason_given_up(summary):
+    if given_up := summary.given_up:
         return "failed", given_up
     if summary.state == "pending":
         return _decide_unstarted(summary, outcome, gone=gone)
@@ -261,7 +261,7 @@ def is_settled(summary: RunSummary) -> bool:
     if summary.state in {"finished", "failed", "damaged"}:
         return True
     is_cancelled = summary.current_decision.get("ended_by") == "cancelled"
-    return summary.state != "running" and (is_cancelled or bool(reason_given_up(summary)))
+    return summary.state != "running" and (is_cancelled or bool(summary.given_up))
 
 
 def may_be_restarted(summary: RunSummary) -> bool:
@@ -277,9 +277,3 @@ def is_quiet(summary: RunSummary) -> bool:
     A heartbeat dated in the future does not count as recent, because one of the clocks is wrong.
     """
     return summary.heartbeat_age_seconds >= RECENT_HEARTBEAT_SECONDS or summary.ahead_seconds > 0
-
-
-def reason_given_up(summary: RunSummary) -> str:
-    """Return why the batch script gave up on the run; empty if it did not."""
-    decision = str(summary.current_decision.get("said", ""))
-    return decision if "without progress" in decision or "own error" in decision else ""

@@ -12,7 +12,7 @@ from cnnjob.errors import SchedulerError
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import RunSummary, read_summary
 from cnnjob.slurm.job_index import JobIndex, number_of, users_of
-from cnnjob.slurm.run_state import Status, add_job_remarks, decide_status, is_quiet, may_be_restarted, reason_given_up
+from cnnjob.slurm.run_state import Status, add_job_remarks, decide_status, is_quiet, may_be_restarted
 from cnnjob.slurm.scheduler import accounting, client, job_states, queue
 from cnnjob.slurm.scheduler.accounting import JobOutcome
 from cnnjob.slurm.scheduler.queue import QueuedJob, QueueListing
@@ -176,7 +176,7 @@ def _is_unclear(summary: RunSummary, thorough: bool) -> bool:  # noqa: FBT001 - 
     if summary.state == "running":
         # a process with a recent heartbeat is alive, whatever sacct reports for its job id
         return not summary.is_on_this_host and is_quiet(summary)
-    return summary.state != "failed" and not reason_given_up(summary) and not summary.was_cancelled_by_cnnjob
+    return summary.state != "failed" and not summary.given_up and not summary.was_cancelled_by_cnnjob
 
 
 def _query_outcomes(summaries: Sequence[RunSummary], seconds: float) -> tuple[dict[str, JobOutcome], set[str]]:

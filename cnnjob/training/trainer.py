@@ -21,7 +21,7 @@ from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import checkpoints, environment, npz
 from cnnjob.runs.checkpoints import Checkpoint, TrainingProgress, newest_step
 from cnnjob.runs.claims import Claim
-from cnnjob.runs.process import now
+from cnnjob.runs.process import name_ctrl_c, now
 from cnnjob.training.backend import describe_environment
 from cnnjob.training.build import (
     InitialLayers,
@@ -134,7 +134,8 @@ class Trainer:
             files.write_json(self.run.environment_file, content, fence=self.claim.check)
         self._compare_environment()
         resumed_at_step = self.progress.step if checkpoint else None
-        self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step)
+        total_steps = self.steps * self.job.train.epochs
+        self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step, steps=total_steps)
         self._write_history()
 
     def _initialise(self) -> None:
@@ -168,7 +169,8 @@ class Trainer:
             epoch = np.zeros(self.steps, buffer.dtype)
             epoch[: self.progress.epoch_step] = checkpoint.arrays[name]
             self.backend.copy(epoch, buffer)
-        self.say(f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
+        self.say(f"resumed at {where}" if self.progress.step else "started again; no step had been saved")
 
     def _compare_environment(self) -> None:
         """Log a warning if the environment differs from that of the first attempt: bits of the results may differ.
@@ -375,7 +377,7 @@ class Trainer:
 
     def _stop(self, requested_by: str) -> bool:
         self._save_or_fail()
-        self.say(f"stopped by {requested_by} at step {self.progress.step}; run the same command to resume")
+        self.say(f"stopped by {name_ctrl_c(requested_by)} at step {self.progress.step}; run the same command to resume")
         return False
 
     def _write_history(self) -> None:

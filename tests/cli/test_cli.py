@@ -322,8 +322,9 @@ def test_a_signal_stops_with_75_and_the_same_command_goes_on(number: signal.Sign
         child.send_signal(number)
         stdout, stderr = child.communicate()
     assert child.returncode == 75
-    assert f"stopped: {number.name}; run the same command to resume" in stdout
-    assert f"stopped by {number.name} at step" in stderr
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    assert f"stopped: {name}; run the same command to resume" in stdout
+    assert f"stopped by {name} at step" in stderr
     run = Run(run_folder())
     assert run.state() == "stopped"
     assert run.attempts()[0]["step"] > 0

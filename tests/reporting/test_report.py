@@ -21,6 +21,7 @@ from cnnjob.reporting.record import COLUMNS, OPTIMISTIC, read_record
 from cnnjob.reporting.report import Report, report
 from cnnjob.runs.run import Run
 from tests.helpers import run_folders as folders
+from tests.helpers import slurm_runs
 from tests.helpers import toy_jobs as toys
 
 TABLES = {
@@ -223,6 +224,7 @@ def test_what_has_changed_is_updated_and_what_is_gone_is_removed(tmp_path: Path)
     assert (out / "mine.txt").exists()
 
 
+OWN_ERROR = "not restarted after the job's own error"
 UNFINISHED: dict[str, tuple[Callable[[Path], Run], str]] = {
     "pending": (folders.pending_run, "pending: not started yet"),
     "running": (folders.running_run, "running on "),
@@ -241,6 +243,26 @@ def test_an_unfinished_run_is_listed_with_its_reason(state: str, tmp_path: Path)
     assert record.row["test_accuracy"] is None
     assert record.row["epochs"] == (None if state == "pending" else 2)
     assert (record.curve is None) == (state == "pending")
+
+
+@pytest.mark.parametrize(
+    ("make", "state", "reason"),
+    [
+        (slurm_runs.cancelled_by_script, "cancelled", "cancelled; submit it again to resume it"),
+        (slurm_runs.crash_loop, "failed", "failed: 3 restarts without progress"),
+        (
+            lambda root: slurm_runs.with_decision(slurm_runs.waiting_run(root), said=OWN_ERROR),
+            "failed",
+            f"failed: {OWN_ERROR}; cnnjob status ",
+        ),
+    ],
+)
+def test_the_records_of_slurm_jobs_count(make: Callable[[Path], Run], state: str, reason: str, tmp_path: Path) -> None:
+    record = read_record(make(tmp_path), "run")
+    assert record.row["state"] == state
+    assert record.row["reason"].startswith(reason)
+    page = report([make(tmp_path / "again")], tmp_path / "report").files[0].parent / "index.html"
+    assert f'class="state {state}"' in page.read_text()
 
 
 def test_the_best_epoch_and_the_restarts_are_in_the_curve(tmp_path: Path) -> None:

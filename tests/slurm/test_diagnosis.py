@@ -31,11 +31,18 @@ from tests.helpers.slurm_runs import (
 pytestmark = pytest.mark.usefixtures("idle_slurm")
 
 
-def saved_at_637(root: Path) -> Run:
-    run = lost_run(root)
+def saved_at_637(root: Path, make: MakeRun = lost_run, **attempt: int) -> Run:
+    run = make(root)
+    change_json(run.attempt_files()[-1], **attempt)
     run.checkpoints_folder.mkdir(exist_ok=True)
     for step in (600, 637):
         (run.checkpoints_folder / f"step-{step:09}.npz").touch()
+    return run
+
+
+def killed_before_a_save(root: Path) -> Run:
+    run = lost_in_job(root)
+    change_json(run.attempt_files()[-1], step=None)
     return run
 
 
@@ -178,6 +185,12 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
          "result.json: not readable as JSON", r"rm runs/\S+/result.json && cnnjob train tiny.toml"),
         (running_run, "", "", "in epoch 3 of 4 on .*", "its heartbeat is recent, started",
          r"cnnjob logs runs/\S+ -f"),
+        (lambda root: saved_at_637(root, running_run, steps=1200), "", "",
+         "in epoch 3 of 4 on .*; step 637 of 1,200 is saved", "its heartbeat is recent, started",
+         r"cnnjob logs runs/\S+ -f"),
+        (killed_before_a_save, queue_row("PENDING", "BeginTime"), "",
+         "its job is waiting: its earliest start time has not been reached; it will start from the beginning",
+         "BeginTime", ""),
     ],
 )  # fmt: skip
 def test_causes(

@@ -16,7 +16,7 @@ from cnnjob.reporting import comparisons, groups
 from cnnjob.reporting.groups import Group
 from cnnjob.reporting.record import Record
 
-STATES = ("finished", "running", "pending", "stopped", "failed", "lost", "damaged", "foreign")
+STATES = ("finished", "running", "pending", "stopped", "cancelled", "failed", "lost", "damaged", "foreign")
 """States of runs, in the order in which they are counted."""
 MIN_FOLDED = 4
 """Minimum number of runs in the same state for the same reason that share a row."""

@@ -29,6 +29,7 @@ from cnnjob.reporting import figures, plots
 from cnnjob.reporting.groups import result_settings
 from cnnjob.reporting.record import Record, read_record
 from cnnjob.reporting.tables import history_rows
+from cnnjob.runs.restart_log import cancellation_file, restart_log_file
 from cnnjob.runs.run import SYNC_FOLDERS, Run
 
 SENT_FILE = "sent.json"
@@ -233,7 +234,8 @@ def _file_stamps(run: Run) -> dict[str, list[int]]:
     except DataError:
         attempts = []
     stamps = {}
-    for path in (run.job_file, run.history_file, run.result_file, *attempts):
+    decisions = (restart_log_file(run), cancellation_file(run))
+    for path in (run.job_file, run.history_file, run.result_file, *decisions, *attempts):
         if path.exists():
             status = path.stat()
             stamps[path.name] = [status.st_mtime_ns, status.st_size]
