@@ -14,6 +14,7 @@ _FALL = {**_WARMUP, "end_factor": "end_factor"}
 _MOVED_KEYS: dict[str, dict[str, dict[str, str]]] = {
     "optimiser": {
         "sgd": {key: key for key in ("momentum", "nesterov", "decoupled_weight_decay")},
+        "adam": {"momentum": "beta1", "beta2": "beta2", "eps": "eps"},
         "adamw": {"momentum": "beta1", "beta2": "beta2", "eps": "eps"},
     },
     "schedule": {"constant": _WARMUP, "cosine": _FALL, "triangular": _FALL},

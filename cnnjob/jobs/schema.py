@@ -197,6 +197,8 @@ def _expand_flag(value: Any) -> Any:
 
 OrFalse = BeforeValidator(_expand_flag)
 """Validator for an optional table: ``false`` means no table, ``true`` a table of defaults."""
+NumberOrFalse = BeforeValidator(lambda value: None if value is False else value)
+"""Validator for an optional number: ``false`` means no number."""
 
 
 def suggest_name(name: str, names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from cnnjob.jobs import older
-from cnnjob.jobs.schema import Fraction, OneOf, OrFalse, Settings, format_value, is_older
+from cnnjob.jobs.schema import Fraction, NumberOrFalse, OneOf, OrFalse, Settings, format_value, is_older
 
 
 class AugmentSettings(Settings):
@@ -81,8 +81,8 @@ class SgdSettings(Settings):
         return self
 
 
-class AdamWSettings(Settings):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+class AdamSettings(Settings):
+    """Adam (Kingma & Ba 2015), with weight decay added to the gradient as in PyTorch's Adam."""
 
     beta1: Fraction = 0.9
     """Decay rate of the running mean of gradients."""
@@ -92,11 +92,17 @@ class AdamWSettings(Settings):
     """Added to the square root of the mean of squared gradients."""
 
 
+class AdamWSettings(AdamSettings):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+
 class OptimiserSettings(OneOf):
-    """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
+    """Update rule: the name of an optimiser, or a table with the name as its key."""
 
     sgd: Annotated[SgdSettings | None, OrFalse] = None
     """Stochastic gradient descent: ``true`` or a table of settings."""
+    adam: Annotated[AdamSettings | None, OrFalse] = None
+    """Adam, with weight decay added to the gradient: ``true`` or a table of settings."""
     adamw: Annotated[AdamWSettings | None, OrFalse] = None
     """Adam with decoupled weight decay: ``true`` or a table of settings."""
 
@@ -214,9 +220,13 @@ class TrainSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings(constant=ConstantSettings())
     """Learning rate per step: the name of a schedule, or a table with the name as its key."""
     optimiser: OptimiserSettings = OptimiserSettings(sgd=SgdSettings())
-    """Update rule: ``"sgd"``, ``"adamw"``, or a table with one of these keys."""
+    """Update rule: the name of an optimiser, or a table with the name as its key."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Weight decay coefficient λ (½λw² in SGD's loss); biases and normalisation parameters are not decayed."""
+    """Weight decay coefficient λ (½λw² in the loss of SGD and Adam); biases and normalisation parameters are not
+    decayed."""
+    clip_norm: Annotated[float | None, Field(gt=0, le=1_000_000_000), NumberOrFalse] = None
+    """Maximum L2 norm of the gradients of all parameters together: larger gradients are scaled down to it before
+    weight decay is added (Pascanu et al. 2013, as PyTorch's clip_grad_norm_); ``false`` for no limit."""
     lookahead: Annotated[LookaheadSettings | None, OrFalse] = None
     """Lookahead around the optimiser: ``true`` or a table of settings; ``false`` for none."""
     label_smoothing: Fraction = 0.0

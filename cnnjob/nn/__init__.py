@@ -16,7 +16,7 @@ from cnnjob.nn.cpu.backend import NumPyBackend
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.initialisers import count_whitening_images
 from cnnjob.nn.operations import require_trainable
-from cnnjob.nn.optimisers import AdamW, Lookahead, Optimiser, Sgd
+from cnnjob.nn.optimisers import Adam, AdamW, Lookahead, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation
 from cnnjob.nn.plan import EvaluationPlan, InspectionPlan, TrainingOptions, TrainingPlan, build_step_inputs
 from cnnjob.nn.schedules import Schedule
@@ -33,6 +33,7 @@ values does not count, since a resumed run does not compute them again.
 
 __all__ = [
     "ARITHMETIC",
+    "Adam",
     "AdamW",
     "Augmentation",
     "Backend",

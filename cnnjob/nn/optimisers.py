@@ -3,7 +3,8 @@
 The arithmetic is in the backends: :mod:`cnnjob.nn.cpu.updates` and :mod:`cnnjob.nn.cuda.updates`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,6 +52,9 @@ class _Rule:
     momentum: float = 0.0
     weight_decay: float = 0.0
     lookahead: Lookahead | None = None
+    clip_norm: float = field(default=0.0, kw_only=True)
+    """Maximum L2 norm of all gradients together, or 0 for no limit. Gradients of a larger norm n are multiplied by
+    ``clip_norm`` / (n + 10⁻⁶) before the update (Pascanu et al. 2013, alg. 1, in PyTorch's form)."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -76,23 +80,36 @@ class Sgd(_Rule):
 
 
 @dataclass(frozen=True)
-class AdamW(_Rule):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2, in PyTorch's form).
+class Adam(_Rule):
+    """Adam with weight decay added to the gradient (Kingma & Ba 2015, alg. 1, in PyTorch's form).
 
-    w ← w − ηλw,  m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  w ← w − η·m̂/(√v̂ + eps), with m̂ = m/(1 − β₁ᵗ) and
+    g ← g + λw,  m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  w ← w − η·m̂/(√v̂ + eps), with m̂ = m/(1 − β₁ᵗ) and
     v̂ = v/(1 − β₂ᵗ) at the t-th step; β₁ is ``momentum``.
     """
 
     momentum: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    decoupled: ClassVar[bool] = False
 
     @property
     def _rule_slots(self) -> tuple[str, ...]:
         return ("first_moment", "second_moment")
 
 
-Optimiser = Sgd | AdamW
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, alg. 2, in PyTorch's form).
+
+    It leaves g unchanged, and starts with w ← w − ηλw; the other formulas are those of :class:`Adam`.
+    """
+
+    decoupled: ClassVar[bool] = True
+
+
+Optimiser = Sgd | Adam
+CLIP_EPS = 1e-6
+"""Added to the gradients' norm before dividing by it, as torch.nn.utils.clip_grad_norm_ does."""
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,13 @@ def _freeze_fully(block: nn.Block) -> nn.Block:
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:
     """Build the optimiser that a job asks for; SGD by default."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
-    if adamw := train.optimiser.adamw:
+    common, clip_norm = (train.weight_decay, lookahead), train.clip_norm or 0.0
+    if adam := train.optimiser.adam or train.optimiser.adamw:
+        kind = nn.AdamW if train.optimiser.adamw else nn.Adam
         # In nn, β₁ is called momentum, and every optimiser has that field.
-        return nn.AdamW(adamw.beta1, train.weight_decay, lookahead, adamw.beta2, adamw.eps)
+        return kind(adam.beta1, *common, adam.beta2, adam.eps, clip_norm=clip_norm)
     sgd = train.optimiser.sgd or SgdSettings()
-    return nn.Sgd(sgd.momentum, train.weight_decay, lookahead, sgd.nesterov, sgd.decoupled_weight_decay)
+    return nn.Sgd(sgd.momentum, *common, sgd.nesterov, sgd.decoupled_weight_decay, clip_norm=clip_norm)
 
 
 def build_schedule(train: TrainSettings) -> nn.Schedule:

@@ -126,7 +126,7 @@ UPDATES = [
     *(Fault("starts[piece] + i", "starts[0] + i", place) for place in (0, 1)),
     Fault("velocity[at] = change =", "change ="),
     Fault("momentum * change + g", "momentum * change"),
-    Fault("if (decoupled)", "if (!decoupled)"),
+    *(Fault("if (decoupled)", "if (!decoupled)", place) for place in (0, 1)),
     Fault("if (nesterov)", "if (!nesterov)"),
     Fault("position[1] + 1", "position[1]"),
     Fault("corrections[0] * m", "m"),
@@ -137,7 +137,16 @@ UPDATES = [
     Fault("shares[position[0]]", "shares[0]"),
     Fault("fast[i] = slow[i] +=", "slow[i] +="),
     Fault("(float)(1 - share)", "(float)share"),
-    Fault("i < size; i += gridDim.x * blockDim.x", "i < size; i += gridDim.x * blockDim.x + 1"),
+    *(
+        Fault("i < size; i += gridDim.x * blockDim.x", "i < size; i += gridDim.x * blockDim.x + 1", place)
+        for place in (0, 1, 2)
+    ),
+    Fault("(double)values[i] * values[i]", "values[i]"),
+    Fault("half = MOST_THREADS / 2", "half = MOST_THREADS / 4"),
+    Fault("i < count; i += blockDim.x", "i < count - 1; i += blockDim.x"),
+    Fault("if (!(factor < 1)) return;", ""),
+    Fault("sqrt(block_sum(sum))", "block_sum(sum)"),
+    Fault("gradients[i] *= (float)factor", "gradients[i] *= (float)bound"),
     *(Fault("if (last && is_last(ticket))", "if (is_last(ticket))", place) for place in (0, 1)),
 ]
 
@@ -148,7 +157,7 @@ ALL_FAULTS = FAULTS + [
         ("batches.cu", "bits or views or augmented or flipped or moved", BATCHES),
         ("norm.cu", "statistics or norm or residual", NORM),
         ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),
-        ("updates.cu", "adamw or nesterov or decoupled or decay or rates or grid", UPDATES),
+        ("updates.cu", "adam or clipped or nesterov or decoupled or decay or rates or grid", UPDATES),
     )
     for fault in faults
 ]

@@ -113,6 +113,14 @@ WORKS = {
         start=2,
     ),
     "adamw, lookahead": Work([nn.Dense(units=400)], optimiser=nn.AdamW(lookahead=nn.Lookahead(1), eps=1e-3), start=0),
+    "adam": Work(
+        [nn.Conv(filters=3, learning_rate_factor=0.3), nn.Dense(units=6)],
+        optimiser=nn.Adam(0.8, 0.1, beta2=0.9),
+        start=2,
+    ),
+    "adam, clipped": Work([nn.Dense(units=400)], optimiser=nn.Adam(eps=1e-3, clip_norm=0.2), start=0),
+    "clipped": Work([nn.Conv(filters=3, frozen=True), nn.Dense(units=6)], optimiser=nn.Sgd(0.9, 0.1, clip_norm=0.1)),
+    "not clipped": Work([nn.Dense(units=6)], optimiser=nn.Sgd(clip_norm=1e4)),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
     "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),
     "frozen": Work(

@@ -20,7 +20,7 @@ def device(request: pytest.FixtureRequest) -> EmulatedDevice:
     return EmulatedDevice(order=request.param)
 
 
-FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead")
+FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead", "adam, clipped")
 
 
 class FewBlocks(EmulatedDevice):
@@ -29,7 +29,7 @@ class FewBlocks(EmulatedDevice):
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
         if name.startswith("first_backward"):
             grid = min(2, grid[0]), grid[1]
-        elif block == (256, 1) and name not in {"tally", "sgd", "adamw"}:
+        elif block == (256, 1) and name not in {"tally", "sgd", "adam"}:
             grid = 1, min(2, grid[1])
         super().launch(name, grid, block, arguments)
 

@@ -121,9 +121,12 @@ CONV = {"conv": 3, "kernel": 2}
          "train.optimiser.adamw.nesterov: no such key. The keys are beta1, beta2, eps"),
         ({"train__optimiser": {"sgd": {"nesterov": True, "momentum": 0.0}}},
          "train.optimiser.sgd.nesterov: needs momentum (found momentum = 0)"),
-        ({"train__optimiser": {"adam": {}}}, "train.optimiser.adam: no such key. Did you mean 'adamw'?"),
+        ({"train__optimiser": {"adamm": {}}}, "train.optimiser.adamm: no such key. Did you mean 'adam'?"),
+        ({"train__clip_norm": -1.0},
+         "train.clip_norm: input should be greater than 0, found -1.0"),
+        ({"train__clip_norm": True}, "train.clip_norm: input should be a number, found true"),
         ({"train__optimiser": {"sgd": {}, "adamw": {}}},
-         "train.optimiser: input should be 'sgd' or 'adamw', or a table with one of these keys, "
+         "train.optimiser: input should be 'sgd', 'adam' or 'adamw', or a table with one of these keys, "
          "found { sgd = {}, adamw = {} }"),
         ({"train__lookahead": {"every": 0}},
          "train.lookahead.every: input should be greater than or equal to 1, found 0"),
@@ -181,6 +184,7 @@ EVERYTHING = {
     "model__classifier": {"output_scale": 0.2, "bias": False},
     "train__optimiser": {"adamw": {"beta2": 0.99}},
     "train__lookahead": {"every": 3},
+    "train__clip_norm": 1.0,
     "train__schedule": {"triangular": {"warmup": 0.2}},
     "train__label_smoothing": 0.1,
     "train__test_time_augmentation": "flip_translate",
@@ -359,7 +363,7 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
             [
                 "train.end_factor: has no effect with schedule 'constant', only with 'cosine' or 'triangular'. Remove "
                 "it, or write schedule = { triangular = { end_factor = 0.1 } }",
-                "train.beta2: has no effect with optimiser 'sgd', only with 'adamw'. Remove it, "
+                "train.beta2: has no effect with optimiser 'sgd', only with 'adam' or 'adamw'. Remove it, "
                 "or write optimiser = { adamw = { beta2 = 0.9 } }",
             ],
         ),
@@ -508,7 +512,7 @@ def test_what_may_act_makes_another_run(one: dict[str, Any], other: dict[str, An
 def test_each_kind_can_be_swept_over_on_every_job(name: str, kind: str) -> None:
     from cnnjob.jobs.sweep import expand, job_differences
 
-    kinds = {"train.optimiser": "sgd,adamw", "train.schedule": "constant,cosine,triangular,step,one_cycle"}[kind]
+    kinds = {"train.optimiser": "sgd,adam,adamw", "train.schedule": "constant,cosine,triangular,step,one_cycle"}[kind]
     found = expand(name, [], [f"{kind}={kinds}"])
     assert job_differences(found) == [f"{kind}={one}" for one in kinds.split(",")]
 

@@ -73,6 +73,8 @@ class Recipe:
                 )
                 judge.zero_grad()
                 loss.backward()
+                if self.train.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(module.parameters(), self.train.clip_norm)
                 judge.step()
                 look(module, slow, float(self.inputs.lookahead[step]))
                 losses.append(loss.item())

@@ -45,6 +45,7 @@ class Match:
         dark: float = 0.0,
     ) -> None:
         self.network, self.tolerance, self.smoothing = network, TOLERANCE[dtype], smoothing
+        self.clip_norm = optimiser.clip_norm
         random, shape = np.random.default_rng(seed), network.image_shape
         images = random.integers(0, 256, (STEPS * count, *shape), np.uint8)
         labels = random.integers(0, network.classes, STEPS * count)
@@ -71,6 +72,8 @@ class Match:
         outputs = self.module(self.x[part])
         loss = torch.nn.functional.cross_entropy(outputs, self.labels[part], label_smoothing=self.smoothing)
         loss.backward()
+        if self.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
         self.plan.step()
         assert abs(self.inputs.losses[step] - loss.item()) <= self.tolerance * abs(loss.item()), step
         self.compare_gradients()
@@ -209,6 +212,8 @@ OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.8, 5e-4, nesterov=True),
     nn.Sgd(),
     nn.AdamW(0.9, 0.01, eps=1e-3),
+    nn.Adam(0.8, 0.01, eps=1e-3, clip_norm=0.3),
+    nn.Sgd(0.9, 1e-3, clip_norm=1.0),
 ]
 
 

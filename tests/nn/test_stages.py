@@ -234,6 +234,7 @@ OPTIONS = nn.TrainingOptions(nn.Augmentation("alternating", 2), 0.2)
 OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),
+    nn.Adam(0.9, 1e-2, clip_norm=1e-3),
 ]
 
 

@@ -51,11 +51,17 @@ def adamw(w: Array, g: Array, slots: Arrays, rate: float, decay: float) -> Array
     return w - rate * decay * w - rate * m / (np.sqrt(v) + 1e-3)
 
 
+def adam(w: Array, g: Array, slots: Arrays, rate: float, decay: float) -> Array:
+    """Kingma & Ba 2015, alg. 1, of the loss with ½λw²."""
+    return adamw(w, g + decay * w, slots, rate, 0.0)
+
+
 CASES: list[tuple[nn.Optimiser, Callable[..., Array]]] = [
     (nn.Sgd(0.9, 0.01), sgd),
     (nn.Sgd(0.0, 0.01), partial(sgd, momentum=0.0)),
     (nn.Sgd(0.9, 0.01, nesterov=True), nesterov),
     (nn.Sgd(0.9, 0.01, nesterov=True, decoupled=True), decoupled),
+    (nn.Adam(0.8, 0.01, beta2=0.95, eps=1e-3), adam),
     (nn.AdamW(0.8, 0.01, beta2=0.95, eps=1e-3), adamw),
 ]
 
@@ -90,7 +96,7 @@ def test_each_is_its_formula(optimiser: nn.Optimiser, formula: Callable[..., Arr
 
 def gradients_at(bench: Rig) -> Arrays:
     """Of the loss alone: those of another rig with the same weights and no decay."""
-    other = rig(BLOCKS)
+    other = rig([layer.block for layer in bench.network.layers[:-1]])
     other.state.parameters[...] = bench.state.parameters
     other.step()
     return other.gradients
@@ -118,6 +124,38 @@ def test_a_factor_of_zero_stops_a_block() -> None:
     bench.step()
     for name, view in bench.state.weights.items():
         assert np.array_equal(view, before[name]) == name.startswith("dense1"), name
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "formula"),
+    [(nn.Sgd(0.9, 0.01, clip_norm=0.5), sgd), (nn.Adam(0.8, 0.01, beta2=0.95, eps=1e-3, clip_norm=0.5), adam)],
+)
+def test_gradients_are_clipped_by_the_norm_of_all_of_them_before_anything_else(
+    optimiser: nn.Optimiser, formula: Callable[..., Array]
+) -> None:
+    bench = rig([nn.Conv(filters=3, frozen=True), nn.Dense(units=4)], optimiser=optimiser, learning_rate=0.1)
+    before = {name: view.copy() for name, view in bench.state.weights.items()}
+    gradients = gradients_at(bench)
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    assert norm > 0.5
+    bench.step()
+    for name, parameter in bench.network.parameters.items():
+        if parameter.trainable:
+            clipped = gradients[name] * 0.5 / (norm + 1e-6)
+            wanted = formula(before[name], clipped, {}, 0.1, 0.01 if is_decayed(name) else 0.0)
+            np.testing.assert_allclose(bench.state.weights[name], wanted, rtol=1e-10, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("bound", [0.999, 1.001])
+def test_gradients_of_a_smaller_norm_stay_as_they_are(bound: float) -> None:
+    blocks: list[Block] = [nn.Conv(filters=3), nn.Dense(units=1100)]
+    free = rig(blocks, (9, 9, 1), dtype=np.float32)
+    free.step()
+    norm = float(np.linalg.norm(free.state.gradients.astype(np.float64)))
+    clipped = rig(blocks, (9, 9, 1), dtype=np.float32, optimiser=nn.Sgd(clip_norm=bound * norm), workers=3)
+    clipped.step()
+    assert np.array_equal(clipped.state.gradients, free.state.gradients) == (bound > 1)
+    assert np.linalg.norm(clipped.state.gradients.astype(np.float64)) == pytest.approx(min(1, bound) * norm, rel=1e-6)
 
 
 @pytest.mark.parametrize("total", [6, 7])

@@ -266,7 +266,7 @@ def trained(workers: int) -> bytes:
         nn.GlobalPool("max"),
         nn.Dense(units=800),
     ]
-    adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2))
+    adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2), clip_norm=0.1)
     options = nn.TrainingOptions(nn.Augmentation("random", 2), label_smoothing=0.1)
     with threadpool_limits(1):  # as a training has it
         bench = rig(

@@ -68,6 +68,14 @@ JOBS: list[dict[str, Any]] = [
         "train__weight_decay": 0.01,
         "train__lookahead": {"every": 7},
     },
+    FEW
+    | {
+        "model__blocks": DROPOUT,
+        "train__optimiser": "adam",
+        "train__learning_rate": 0.01,
+        "train__weight_decay": 0.01,
+        "train__clip_norm": 1.0,
+    },
 ]
 
 
@@ -100,7 +108,11 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in first.run.path.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module", params=JOBS, ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw"])
+@pytest.fixture(
+    scope="module",
+    params=JOBS,
+    ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw", "adam, clipped"],
+)
 def unbroken(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A run that nobody stopped, and the changes to the toy job that it was made with.
 

@@ -144,8 +144,9 @@ def optimiser_like(
         for name, tensor, _ in tensors(module, layers)
         if parameters[name].trainable
     ]
-    if isinstance(optimiser, nn.AdamW):
-        return torch.optim.AdamW(groups, betas=(optimiser.momentum, optimiser.beta2), eps=optimiser.eps)
+    if isinstance(optimiser, nn.Adam):
+        kind = torch.optim.AdamW if optimiser.decoupled else torch.optim.Adam
+        return kind(groups, betas=(optimiser.momentum, optimiser.beta2), eps=optimiser.eps)
     return torch.optim.SGD(groups, momentum=optimiser.momentum, nesterov=optimiser.nesterov)
 
 

@@ -1,12 +1,13 @@
 """Optimiser updates of the flat parameter buffer in NumPy, split into cache blocks."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
-from cnnjob.nn.optimisers import AdamW, Optimiser, Segment, Sgd
+from cnnjob.nn.optimisers import CLIP_EPS, Adam, Optimiser, Segment, Sgd
 from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
@@ -41,18 +42,19 @@ def update(
         def rate() -> float:
             return float(inputs.learning_rates[inputs.position[0]]) * segment.learning_rate_factor
 
-        if isinstance(optimiser, AdamW):
-            return _plan_adamw(optimiser, w, g, block_slots, scratch, decay, rate, inputs)
+        if isinstance(optimiser, Adam):
+            return _plan_adam(optimiser, w, g, block_slots, scratch, decay, rate, inputs)
         return _plan_sgd(optimiser, w, g, block_slots, scratch, decay, rate)
 
     starts = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, length)]
     cache_blocks = [plan_cache_block(number, segment, start) for number, (segment, start) in enumerate(starts)]
-    apply_rule = workers.distribute(_by_shard(cache_blocks), work=weights.size)
-    if not optimiser.lookahead:
-        return apply_rule
-    # A separate list: its cache blocks span several segments, all of which must already be updated.
-    apply_lookahead = _plan_lookahead(workers, arena, weights, slots["slow"], length, inputs)
-    return partial(run_all, [apply_rule, apply_lookahead])
+    tasks = [workers.distribute(_by_shard(cache_blocks), work=weights.size)]
+    if optimiser.clip_norm:
+        tasks.insert(0, _plan_clipping(workers, arena, optimiser.clip_norm, gradients, length))
+    if optimiser.lookahead:
+        # A separate list: its cache blocks span several segments, all of which must already be updated.
+        tasks.append(_plan_lookahead(workers, arena, weights, slots["slow"], length, inputs))
+    return partial(run_all, tasks)
 
 
 def _by_shard(cache_blocks: list[Task]) -> list[Task]:
@@ -91,8 +93,42 @@ def _plan_sgd(
     return run
 
 
-def _plan_adamw(
-    optimiser: AdamW,
+def _plan_clipping(workers: Workers, arena: Arena, clip_norm: float, gradients: Array, length: int) -> Task:
+    """Plan g ← g·min(1, clip_norm / (‖g‖ + 10⁻⁶)) for the flat gradients, which are 0 where nothing is trained."""
+    parts = [gradients[start : start + length] for start in range(0, gradients.size, length)]
+    # One sum per cache block, added up in a fixed order: in float64, where no square of a float32 overflows.
+    sums = arena.take((len(parts),), np.float64)
+
+    def factor() -> float:
+        return clip_norm / (math.sqrt(sums.sum()) + CLIP_EPS)
+
+    def plan_sum(number: int, g: Array) -> Task:
+        (squares,) = arena.scratch(number % SHARDS, (g.shape, np.float64))
+
+        def run() -> None:
+            np.multiply(g, g, out=squares, dtype=np.float64)
+            sums[number] = squares.sum()
+
+        return run
+
+    def plan_scaling(g: Array) -> Task:
+        return lambda: np.multiply(g, factor(), out=g)
+
+    add_squares = workers.distribute(
+        _by_shard([plan_sum(number, g) for number, g in enumerate(parts)]), work=gradients.size
+    )
+    scale = workers.distribute(_by_shard([plan_scaling(g) for g in parts]), work=gradients.size)
+
+    def run() -> None:
+        add_squares()
+        if factor() < 1:  # not if the norm is not a number: the next loss then shows it
+            scale()
+
+    return run
+
+
+def _plan_adam(
+    optimiser: Adam,
     w: Array,
     g: Array,
     slots: dict[str, Array],
@@ -101,16 +137,21 @@ def _plan_adamw(
     rate: Rate,
     inputs: StepInputs,
 ) -> Task:
-    """Plan the AdamW update of one cache block (see :class:`cnnjob.nn.optimisers.AdamW`)."""
+    """Plan the update of one cache block by Adam or AdamW (see :class:`cnnjob.nn.optimisers.Adam`)."""
     change, root = scratch
     m, v = slots["first_moment"], slots["second_moment"]
+    coupled = decay != 0 and not optimiser.decoupled
+    gradient = root if coupled else g  # g + λw, or g; the root is computed later
 
     def run() -> None:
         eta, t = rate(), int(inputs.position[1]) + 1  # the position advances after the update
-        if decay:
+        if coupled:
+            np.multiply(w, decay, out=gradient)
+            np.add(g, gradient, out=gradient)
+        elif decay:
             np.multiply(w, 1 - eta * decay, out=w)
         for moment, beta in ((m, optimiser.momentum), (v, optimiser.beta2)):
-            np.multiply(g, g if moment is v else 1, out=change)
+            np.multiply(gradient, gradient if moment is v else 1, out=change)
             np.multiply(change, 1 - beta, out=change)
             np.multiply(moment, beta, out=moment)
             np.add(moment, change, out=moment)

@@ -25,11 +25,11 @@ KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *
   if (last && is_last(ticket)) move_on(position);
 }
 
-// w *= 1 - rate decay, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps),
-// with m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t.
-KERNEL adamw(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
-             const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
-             int last, double beta1, double beta2, float eps) {
+// g += decay w, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps), with
+// m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t. Decoupled decay: w *= 1 - rate decay, and g unchanged.
+KERNEL adam(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
+            const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
+            int last, double beta1, double beta2, float eps, int decoupled) {
   __shared__ float corrections[2];
   if (threadIdx.x == 0) {
     double t = (double)(position[1] + 1);
@@ -42,11 +42,13 @@ KERNEL adamw(float *weights, const float *gradients, float *first, float *second
   float keep1 = (float)beta1, take1 = (float)(1 - beta1), keep2 = (float)beta2, take2 = (float)(1 - beta2);
   for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) {
     wide at = starts[piece] + i;
-    float g = gradients[at];
+    float w = weights[at], g = gradients[at];
+    if (decoupled) w *= 1 - rate * decay;
+    else g += decay * w;
     float m = first[at] = keep1 * first[at] + take1 * g;
     float v = second[at] = keep2 * second[at] + take2 * (g * g);
     float change = rate * corrections[0] * m / (sqrtf(v) * corrections[1] + eps);
-    weights[at] = weights[at] * (1 - rate * decay) - change;
+    weights[at] = w - change;
   }
   if (last && is_last(ticket)) move_on(position);
 }
@@ -58,4 +60,38 @@ KERNEL look_ahead(float *fast, float *slow, const double *shares, wide *position
   for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
     fast[i] = slow[i] += (float)(1 - share) * (fast[i] - slow[i]);
   if (is_last(ticket)) move_on(position);
+}
+
+// ---- clipping of the gradients by their norm ------------------------------------------------------------------------
+
+// The sum of the values of a block's MOST_THREADS threads, in a fixed order; all of them call it, once, and receive it.
+__device__ double block_sum(double value) {
+  __shared__ double sums[MOST_THREADS];
+  int t = threadIdx.x;
+  sums[t] = value;
+  for (int half = MOST_THREADS / 2; half; half /= 2) {
+    __syncthreads();
+    if (t < half) sums[t] += sums[t + half];
+  }
+  __syncthreads();
+  return sums[0];
+}
+
+// sums[block] = the squares of the block's values, in double, where the square of no float overflows.
+KERNEL add_squares(const float *values, double *sums, wide size) {
+  double sum = 0;
+  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
+    sum += (double)values[i] * values[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// g *= bound / (norm + eps) if this is below 1; the norm is the root of the sum of `count` sums.
+KERNEL clip(float *gradients, const double *sums, wide size, int count, double bound, double eps) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
+  double factor = bound / (sqrt(block_sum(sum)) + eps);
+  if (!(factor < 1)) return;  // nor if the norm is not a number
+  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
+    gradients[i] *= (float)factor;
 }

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
-from cnnjob.nn.cuda.device_api import MAX_BLOCKS, THREADS, Device, in_order, scalars
-from cnnjob.nn.optimisers import AdamW, Optimiser, Segment
+from cnnjob.nn.cuda.device_api import MAX_BLOCKS, MAX_PARTIAL_SUMS, THREADS, Device, in_order, scalars
+from cnnjob.nn.optimisers import CLIP_EPS, Adam, Optimiser, Segment
 from cnnjob.nn.tensors import StepInputs, Task
 
 BLOCK_ELEMENTS = 1024
@@ -41,17 +41,34 @@ def update(
     # blocks have read it by then.
     ticket = arena.take((1,), np.uint32)
     is_last_kernel = not optimiser.lookahead
-    if isinstance(optimiser, AdamW):
-        name, rule_slots = "adamw", [slots["first_moment"], slots["second_moment"]]
+    if isinstance(optimiser, Adam):
+        name, rule_slots = "adam", [slots["first_moment"], slots["second_moment"]]
         constants: list[Any] = [np.float64(optimiser.momentum), np.float64(optimiser.beta2), optimiser.eps]
+        constants.append(optimiser.decoupled)
     else:
         name, rule_slots = "sgd", [slots.get("velocity", gradients[:0])]
         constants = [optimiser.momentum, optimiser.nesterov, optimiser.decoupled]
     arguments = scalars([weights, gradients, *rule_slots, *common, ticket, is_last_kernel, *constants])
-    apply_rule = partial(device.launch, name, (len(pieces), 1), (THREADS, 1), arguments)
-    if not optimiser.lookahead:
-        return apply_rule
-    # After steps with a reset: slow ← slow + (1 − α)(fast − slow), fast ← slow.
-    grid = min(-(-weights.size // THREADS), MAX_BLOCKS), 1
-    arguments = scalars([weights, slots["slow"], inputs.lookahead, inputs.position, ticket, np.int64(weights.size)])
-    return in_order([apply_rule, partial(device.launch, "look_ahead", grid, (THREADS, 1), arguments)])
+    tasks: list[Task] = [partial(device.launch, name, (len(pieces), 1), (THREADS, 1), arguments)]
+    if optimiser.clip_norm:
+        tasks.insert(0, _plan_clip_kernels(device, arena, optimiser.clip_norm, gradients))
+    if optimiser.lookahead:
+        # After steps with a reset: slow ← slow + (1 − α)(fast − slow), fast ← slow.
+        grid = min(-(-weights.size // THREADS), MAX_BLOCKS), 1
+        arguments = scalars([weights, slots["slow"], inputs.lookahead, inputs.position, ticket, np.int64(weights.size)])
+        tasks.append(partial(device.launch, "look_ahead", grid, (THREADS, 1), arguments))
+    return in_order(tasks)
+
+
+def _plan_clip_kernels(device: Device, arena: Arena, clip_norm: float, gradients: Array) -> Task:
+    """Plan g ← g·min(1, clip_norm / (‖g‖ + 10⁻⁶)) for the flat gradients, which are 0 where nothing is trained."""
+    # One block of threads per partial sum; all blocks of the second kernel add these up in the same order.
+    grid = min(-(-gradients.size // BLOCK_ELEMENTS), MAX_PARTIAL_SUMS), 1
+    sums, size = arena.take(grid[:1], np.float64), np.int64(gradients.size)
+    scaling = [gradients, sums, size, grid[0], np.float64(clip_norm), np.float64(CLIP_EPS)]
+    return in_order(
+        [
+            partial(device.launch, "add_squares", grid, (THREADS, 1), scalars([gradients, sums, size])),
+            partial(device.launch, "clip", grid, (THREADS, 1), scalars(scaling)),
+        ]
+    )
