@@ -180,7 +180,7 @@ def _watch_steps(
 
 @contextmanager
 def _child(run: Run, steps_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process for one attempt of a run; the process is killed at the end of the ``with`` block.
+    """Start a process for one attempt at a run; the process is killed at the end of the ``with`` block.
 
     The process runs in a new session, so that it does not receive Ctrl-C from the terminal.
     """

@@ -48,7 +48,7 @@ def bench(
     ] = 20,
     device: Annotated[Literal["cpu", "gpu"], typer.Option(help="Device to measure.")] = "cpu",
     gigabytes: Annotated[
-        float, typer.Option(metavar="GB", min=0.001, help="Size of each file that is written to measure reading.")
+        float, typer.Option(metavar="GB", min=0.001, help="Size of each file that 'data' writes and reads.")
     ] = 1,
     as_json: Annotated[bool, opt.json_option("Print the times of each engine as JSON.")] = False,
 ) -> None:

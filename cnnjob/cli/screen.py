@@ -304,7 +304,7 @@ def progress_bar() -> "Iterator[Callable[[str, int, int], None] | None]":
 
 
 class Screen:
-    """Progress callback that shows a progress bar on a terminal and prints one line per epoch."""
+    """A progress callback that shows a progress bar on a terminal and prints one line per epoch."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         """Create the callback; the progress bar appears when training starts.

@@ -16,7 +16,7 @@ _LEAST_CONTRAST = 0.5
 
 
 class Difference(NamedTuple):
-    """Difference in background or contrast between an image and the training images."""
+    """A difference in background or contrast between an image and the training images."""
 
     description: str
     """A clause such as ``the background is much lighter``; the caller adds what the image is compared with."""

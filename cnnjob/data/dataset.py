@@ -59,7 +59,7 @@ _UNREADABLE = (AttributeError, KeyError, MemoryError, OSError, OverflowError, Ru
 
 @dataclass(frozen=True)
 class Dataset:
-    """Description of a prepared dataset; the pixels are read only on request, for example by :meth:`load`.
+    """The description of a prepared dataset; the pixels are read only on request, for example by :meth:`load`.
 
     Attributes:
         path: the HDF5 file.
@@ -396,7 +396,7 @@ def blocks(array: Rows) -> Iterator[np.ndarray]:
 
 
 class Moments:
-    """Mean and standard deviation of pixels divided by 255, per channel, computed from exact sums.
+    """The mean and standard deviation of pixels divided by 255, per channel, computed from exact sums.
 
     The results are the same on every machine, since the sums are integers and only a few IEEE 754 operations follow.
     """

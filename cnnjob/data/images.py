@@ -91,7 +91,7 @@ WHITE = (255, 255, 255)
 
 
 class Header(NamedTuple):
-    """Size and type of an image, read from its header."""
+    """The size and type of an image, read from its header."""
 
     height: int
     """Height of the upright image, in pixels, after the EXIF orientation has been applied."""
@@ -108,7 +108,7 @@ class Header(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Decoded image."""
+    """A decoded image."""
 
     pixels: np.ndarray[Any, Any]
     """Pixels as uint8 (H, W, C)."""
@@ -129,7 +129,7 @@ class Picture(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """Image whose header has been read. Its raw mode is stored here because Pillow discards it on decoding."""
+    """An image whose header has been read. Its raw mode is stored here because Pillow discards it on decoding."""
 
     image: ImageFile
     raw_mode: str
@@ -176,11 +176,11 @@ class _Opened(NamedTuple):
 
 
 class _TooLongError(Exception):
-    """Error raised when decoding takes longer than allowed."""
+    """The error raised when decoding takes longer than allowed."""
 
 
 class _TimedReader(io.BufferedReader):
-    """Reader that raises an error after a time limit; the time is checked on each of Pillow's many small reads."""
+    """A reader that raises an error after a time limit; the time is checked on each of Pillow's many small reads."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
         super().__init__(raw)

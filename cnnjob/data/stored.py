@@ -25,7 +25,7 @@ SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Version of a file; the version changes if the file is replaced, truncated or written to."""
+    """The version of a file; the version changes if the file is replaced, truncated or written to."""
 
     device: int
     inode: int
@@ -45,7 +45,7 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Array stored contiguously in a file.
+    """An array stored contiguously in a file.
 
     Attributes:
         path: the file.
@@ -94,7 +94,7 @@ class StoredArray:
 
 
 class RowReader:
-    """Reader for the rows of a stored array.
+    """A reader for the rows of a stored array.
 
     It keeps the file open until ``close()`` is called, and detects whether the file has been replaced.
     """

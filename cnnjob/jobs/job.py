@@ -57,8 +57,8 @@ DefaultJob = Callable[[str], dict[str, Any] | None]
 def _require_job_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "input should be at most 100 letters, digits, spaces or any of _.+-, starting with a letter, a digit or _, "
-            f"found {format_value(name)}"
+            "input should have 1 to 100 characters (letters, digits, spaces or any of _.+-) and start with a letter, a "
+            f"digit or _, found {format_value(name)}"
         )
     return name
 

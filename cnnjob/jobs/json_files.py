@@ -38,7 +38,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Fields(BaseModel):
-    """Base class for the schemas of JSON files: field types are strict, and unknown fields are ignored."""
+    """The base class for the schemas of JSON files: field types are strict, and unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
 

@@ -65,7 +65,7 @@ class InitialRecord(Fields):
 
 
 class Manifest(Fields):
-    """Content of ``job.json``.
+    """The content of ``job.json``.
 
     Unknown fields are refused, so that a file whose ``sha256`` field has been renamed is not accepted.
     """

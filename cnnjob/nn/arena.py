@@ -206,7 +206,7 @@ def _shaped(memory: Array | None, shape: Shape, dtype: Any) -> Array:
 
 @dataclass(frozen=True)
 class BufferLayout:
-    """Positions of named arrays in a flat buffer; each array starts on a cache line."""
+    """The positions of named arrays in a flat buffer; each array starts on a cache line."""
 
     shapes: dict[str, Shape]
     """Shape of each array."""

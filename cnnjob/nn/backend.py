@@ -14,7 +14,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 class Backend(ArrayStore, Protocol):
-    """Backend that plans the parts of a step: with NumPy on the CPU, or with CUDA on a device."""
+    """A backend that plans the parts of a step: with NumPy on the CPU, or with CUDA on a device."""
 
     name: str
     """Short name, as used in run folders and reports."""

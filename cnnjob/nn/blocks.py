@@ -29,7 +29,7 @@ Factor = Annotated[float, Ge(0), Le(1e6)]
 
 @dataclass(frozen=True)
 class Parameter:
-    """Array of trainable or frozen values, or a running statistic of the activations."""
+    """An array of trainable or frozen values, or a running statistic of the activations."""
 
     shape: Shape
     init: ConvInitialiser
@@ -229,7 +229,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class _Plain:
-    """Base of blocks without parameters; unless overridden, the output has the shape of the input."""
+    """The base of blocks without parameters; unless overridden, the output has the shape of the input."""
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the input's shape."""

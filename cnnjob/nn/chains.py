@@ -33,7 +33,7 @@ class _Link:
 
 @dataclass(frozen=True)
 class Chain:
-    """Planner for consecutive operations, with buffers from one arena."""
+    """A planner for consecutive operations, with buffers from one arena."""
 
     arena: Arena
     backend: Backend

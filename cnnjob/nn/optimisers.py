@@ -47,7 +47,7 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class _Rule:
-    """Fields shared by all optimisers."""
+    """The fields shared by all optimisers."""
 
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -114,7 +114,7 @@ CLIP_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Segment:
-    """Segment of the flat parameter buffer with a single learning rate factor and decay setting."""
+    """A segment of the flat parameter buffer with a single learning rate factor and decay setting."""
 
     elements: slice
     """Slice of the buffer that the segment covers."""

@@ -13,7 +13,7 @@ Flip = Literal["none", "random", "alternating"]
 
 @dataclass(frozen=True)
 class PixelNormalisation:
-    """Map from pixel values 0 … 255 to network inputs: pixel·scale + shift, per channel."""
+    """The map from pixel values 0 … 255 to network inputs: pixel·scale + shift, per channel."""
 
     scale: Array
     """Factor per channel, float64 (C,)."""

@@ -19,7 +19,7 @@ from cnnjob.nn.workers import Workers, run_all
 
 
 class TrainingOptions(NamedTuple):
-    """Settings of a training step that depend on neither the network nor the optimiser."""
+    """The settings of a training step that depend on neither the network nor the optimiser."""
 
     augmentation: Augmentation | None = None
     label_smoothing: float = 0.0
@@ -31,7 +31,7 @@ MAX_EVALUATED = 1 << 14
 
 
 class TrainingPlan:
-    """Training step of a network, planned for one batch size."""
+    """The training step of a network, planned for one batch size."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class TrainingPlan:
 
 
 class EvaluationPlan:
-    """Evaluation of a network: class probabilities of images, computed with a state's current parameters."""
+    """The evaluation of a network: class probabilities of images, computed with a state's current parameters."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class EvaluationPlan:
 
 
 class InspectionPlan:
-    """Evaluation of a network with NumPy that also returns the outputs of the convolutions and the input gradient."""
+    """The evaluation of a network by NumPy, with the outputs of the convolutions and the gradient of the input."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def permutation(count: int, seed: int, purpose: int, *indices: int) -> Array:
 
 
 class Philox:
-    """Generator of 32-bit words from counters and a key, in preallocated memory (Salmon et al. 2011, §3.2).
+    """A generator of 32-bit words from counters and a key, in preallocated memory (Salmon et al. 2011, §3.2).
 
     It is Philox4x32-10; NumPy's own Philox is the 64-bit variant. The CUDA kernels compute the same words.
     """

@@ -13,7 +13,7 @@ Anneal = Literal["cosine", "linear"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate schedule: a linear warm-up to the peak, then a decay of the given shape.
+    """A learning rate schedule: a linear warm-up to the peak, then a decay of the given shape.
 
     Let p rise from 0 to 1 over the steps after the warm-up. ``constant`` stays at the peak; ``cosine`` is
     end + (peak − end)(1 + cos πp)/2 (Loshchilov & Hutter 2017, eq. 5, without restarts); ``triangular`` is the straight

@@ -50,7 +50,7 @@ class Tensor:
 
 @dataclass
 class StepInputs:
-    """Inputs and results that vary from step to step, in the backend's memory.
+    """The inputs and results that vary from step to step, in the backend's memory.
 
     Tasks take no arguments: they read only these inputs, the parameters and the buffers of their plan.
     """

@@ -179,7 +179,7 @@ def distribute_shards(workers: Workers, shards: Sequence[ForwardBackward], work:
 
 
 class _TaskList:
-    """List of tasks, divided into one lane per process."""
+    """A list of tasks, divided into one lane per process."""
 
     def __init__(self, workers: Workers, number: int, lanes: Sequence[Sequence[Task]]) -> None:
         self._workers, self.number, self.lanes = workers, number, lanes
@@ -189,7 +189,7 @@ class _TaskList:
 
 
 class _Worker:
-    """Worker process, as seen by the caller."""
+    """A worker process, as seen by the caller."""
 
     def __init__(self, lists: Mapping[int, Sequence[Task]]) -> None:
         """Fork a process that can run the given task lists, each of which is identified by a number."""

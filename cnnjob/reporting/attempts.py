@@ -42,18 +42,18 @@ def read_attempts(summary: RunSummary) -> list[Attempt]:
     """
     records, attempts = summary.run.attempts(), list[Attempt]()
     for index, record in enumerate(records):
-        later = records[index + 1] if index + 1 < len(records) else None
+        next_record = records[index + 1] if index + 1 < len(records) else None
         waited_from = attempts[-1].ended if attempts else None
         # Only the newest SLURM job has a submission record; it shows when that job's first attempt began to wait.
         if waited_from is None and summary.submission.get("attempt") == index + 1:
             waited_from = _time(summary.submission.get("submitted"))
-        attempts.append(_describe_attempt(record, later, waited_from, summary.restart_log))
+        attempts.append(_build_attempt(record, next_record, waited_from, summary.restart_log))
     return attempts
 
 
-def _describe_attempt(
+def _build_attempt(
     record: dict[str, Any],
-    later: dict[str, Any] | None,
+    next_record: dict[str, Any] | None,
     waited_from: datetime | None,
     restart_log: Sequence[dict[str, Any]],
 ) -> Attempt:
@@ -61,9 +61,10 @@ def _describe_attempt(
     started = datetime.fromisoformat(record["started"])
     reached, job_id = record.get("step"), record.get("job_id")
     lost_steps = None
-    if reached is not None and later is not None:
-        lost_steps = max(reached - (later.get("resumed_at_step") or 0), 0)
-    why = name_ctrl_c(record.get("why") or "") or ("" if later is None else "the process died without recording why")
+    if reached is not None and next_record is not None:
+        lost_steps = max(reached - (next_record.get("resumed_at_step") or 0), 0)
+    unrecorded = "" if next_record is None else "the process died without recording why"
+    why = name_ctrl_c(record.get("why") or "") or unrecorded
     return Attempt(
         number=int(record["attempt"]),
         host=printable(str(record.get("host", ""))),

@@ -30,7 +30,7 @@ _MAX_SEEDS = 1000
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Comparison of two groups."""
+    """The comparison of two groups."""
 
     better: Group
     """The group with the higher mean test accuracy over all of its own seeds."""

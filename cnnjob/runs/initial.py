@@ -107,7 +107,7 @@ def read_initial(job: Job, path: Path | None = None) -> InitialWeights:
         raise DataError(f"{error}{_or_pass(file)}") from error
     if expected and initial.sha256 != expected:
         raise DataError(
-            f"{file}: not the weights of model.init_sha256 (found {short_digest(initial.sha256)}, expected "
+            f"{file}: does not match model.init_sha256 (found {short_digest(initial.sha256)}, expected "
             f"{short_digest(expected)}). Restore the file{_or_pass(file) or ', or omit init_sha256'}"
         )
     return initial

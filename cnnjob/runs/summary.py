@@ -37,7 +37,7 @@ _UNREADABLE = (CnnjobError, OSError, LookupError, TypeError, ValueError)  # a da
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Summary of one run, read from its folder."""
+    """The summary of one run, read from its folder."""
 
     run: Run
     state: str

@@ -26,7 +26,7 @@ NO_LONGER_QUEUED = {"finished", "damaged"}
 
 @dataclass(frozen=True)
 class Answer:
-    """Statuses of runs, and a remark on any information that the scheduler did not provide."""
+    """The statuses of runs, and a remark on any information that the scheduler did not provide."""
 
     statuses: list[Status]
     remark: str = ""

@@ -25,7 +25,7 @@ Images: TypeAlias = Array | RowReader
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """Images that are evaluated together."""
+    """The images that are evaluated together."""
 
     images: Images
     """uint8 (N, H, W, C), in the backend's memory or streamed; may be shared with other splits."""

@@ -141,7 +141,7 @@ class ProgressText:
 
 
 class NotebookBar:
-    """Progress callback that shows a progress bar below a notebook cell, and prints only warnings."""
+    """A progress callback that shows a progress bar below a notebook cell, and prints only warnings."""
 
     def __init__(self) -> None:
         """Create the callback; the progress bar appears when training starts."""
@@ -193,7 +193,7 @@ class NotebookBar:
 
 
 class TimeEstimate:
-    """Estimate of the time left, from the durations of the steps and evaluations of this attempt."""
+    """An estimate of the time left, from the durations of the steps and evaluations of this attempt."""
 
     def __init__(self, steps: int, epochs: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Start an estimate for ``epochs`` epochs of ``steps`` steps each."""

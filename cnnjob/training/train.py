@@ -107,7 +107,7 @@ def train(
 
 
 class _Ending:
-    """Record of the end of an attempt: the reason, and the step that the trainer has reached."""
+    """The record of the end of an attempt: the reason, and the step that the trainer has reached."""
 
     trainer: Trainer | None = None
     why = ""

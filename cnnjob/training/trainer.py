@@ -175,7 +175,7 @@ class Trainer:
     def _compare_environment(self) -> None:
         """Log a warning if the environment differs from that of the first attempt: bits of the results may differ.
 
-        The current step is recorded as the first with possibly different bits, unless an earlier step was recorded.
+        The current step is recorded as the first whose bits may differ, unless an earlier step has been recorded.
         """
         differing = environment.environment_differences(self.run.environment(), self.environment)
         if differing:

@@ -276,7 +276,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
         (
             ["train", "toy.toml", "--set", "name=../evil"],
             2,
-            "name: input should be at most 100 letters, digits, spaces",
+            "name: input should have 1 to 100 characters ",
         ),
         (["nonsense"], 2, "No such command 'nonsense'"),
     ],

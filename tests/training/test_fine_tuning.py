@@ -192,7 +192,7 @@ def test_damaged_initial_weights_are_refused_before_an_attempt_and_replaced_by_t
         assert child(parent, root) == run
         assert run.initial_file.read_bytes() == parent.weights_file.read_bytes()
     shutil.copy(trained(root.parent / "else", model__blocks=BLOCKS, seed=1).run.weights_file, run.initial_file)
-    with pytest.raises(DataError, match=r"initial.npz: not the weights of model.init_sha256 .found \w{8}, expected"):
+    with pytest.raises(DataError, match=r"initial.npz: does not match model.init_sha256 .found \w{8}, expected"):
         train(run)
     run.initial_file.unlink()
     with pytest.raises(DataError, match=r"initial.npz: no such file"):
@@ -325,7 +325,7 @@ def test_other_files_and_runs_are_refused_with_the_reason(parent: Run, root: Pat
         with pytest.raises(CnnjobError, match=rf"^model.init_from: .*{message}"):
             child_job(str(given), root)
     pinned = job(model__blocks=BLOCKS, model__init_from=str(parent.path), model__init_sha256="0" * 64)
-    with pytest.raises(DataError, match=r"not the weights of model.init_sha256 .found \w+, expected 00000000"):
+    with pytest.raises(DataError, match=r"does not match model.init_sha256 .found \w+, expected 00000000"):
         find_initial(pinned, root)
     (parent_copy,) = (run for run in (Run(path) for path in root.iterdir()) if run.name == parent.name)
     corrupt(parent_copy.weights_file)

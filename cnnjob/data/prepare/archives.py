@@ -83,7 +83,7 @@ def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
 
 
 class _Xz(io.RawIOBase):
-    """Decompressor with a memory limit for an xz file; Python's LZMAFile does not offer one."""
+    """A decompressor with a memory limit for an xz file; Python's LZMAFile does not offer one."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_MOST_DECODER_BYTES)
@@ -190,7 +190,7 @@ def _require_within(end: int, size: int) -> None:
 
 
 class _Unpacked:
-    """Stream of an archive's decompressed content, limited in size."""
+    """The stream of an archive's decompressed content, limited in size."""
 
     def __init__(self, stream: IO[bytes] | io.BufferedIOBase, most_bytes: int = _MOST_BYTES) -> None:
         self._stream, self._left, self._most = stream, most_bytes, most_bytes
@@ -234,7 +234,7 @@ class _Unpacked:
 
 @dataclass(frozen=True)
 class _Member:
-    """Name, type and size of a member, read from its header."""
+    """The name, type and size of a member, read from its header."""
 
     name: str
     kind: bytes

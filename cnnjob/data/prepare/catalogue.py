@@ -16,7 +16,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar")
 
 @dataclass(frozen=True)
 class Published:
-    """Name and checksums of a published file; unknown checksums are empty strings."""
+    """The name and checksums of a published file; unknown checksums are empty strings."""
 
     name: str
     md5: str = ""
@@ -25,7 +25,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Entry:
-    """Catalogue entry for a dataset that ``cnnjob prepare`` knows by name.
+    """The catalogue entry for a dataset that ``cnnjob prepare`` knows by name.
 
     Attributes:
         name: name of the dataset in ``cnnjob prepare``.

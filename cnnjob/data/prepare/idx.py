@@ -31,7 +31,7 @@ _AGAIN = "Copy or download it again"
 
 @dataclass(frozen=True)
 class IdxFile:
-    """Open IDX file, positioned after its header.
+    """An open IDX file, positioned after its header.
 
     Attributes:
         where: path of the file, for messages.

@@ -38,7 +38,7 @@ class PickledArray:
 
 
 class _FrombufferArray(PickledArray):
-    """Replacement for NumPy's ``_frombuffer``, which protocol 5 pickles call to create an array from a buffer."""
+    """The replacement for NumPy's ``_frombuffer``, which protocol 5 pickles call to create an array from a buffer."""
 
     def __init__(self, content: Any, kind: Any, shape: Any, order: Any) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _FrombufferArray(PickledArray):
 
 
 class _Kind:
-    """Replacement for ``numpy.dtype``."""
+    """The replacement for ``numpy.dtype``."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code  # Python 2 wrote bytes
@@ -57,7 +57,7 @@ class _Kind:
 
 
 class _Text:
-    """Replacement for ``_codecs.encode``, the function that pickles with a protocol below 3 call to create bytes."""
+    """The replacement for ``_codecs.encode``, which pickles with a protocol below 3 call to create bytes."""
 
     def __new__(cls, text: str, _: str) -> bytes:  # type: ignore[misc] # returns bytes, not an instance
         return text.encode("latin-1")
@@ -77,7 +77,7 @@ _PARTS: dict[tuple[str, str], type] = {
 
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacements
-    """Unpickler that resolves only the globals of a pickled array."""
+    """An unpickler that resolves only the globals of a pickled array."""
 
     def __init__(self, content: bytes, where: str) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - it only resolves replacement
 
 
 class _Unread(bytes):
-    """Placeholder for skipped bytes: empty, but it reports their length, which pickletools checks."""
+    """A placeholder for skipped bytes: empty, but it reports their length, which pickletools checks."""
 
     length = 0
 
@@ -98,7 +98,7 @@ class _Unread(bytes):
 
 
 class _Skimmed(io.BytesIO):
-    """Stream of a pickle that skips large blocks, so that :mod:`pickletools` does not copy 150 MB of pixels twice."""
+    """A stream of a pickle that skips large blocks, so that :mod:`pickletools` does not copy 150 MB of pixels twice."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read up to ``size`` bytes; if ``size`` is large, skip the bytes and return a placeholder."""

@@ -37,7 +37,7 @@ _ENTRIES = {entry.name: entry for entry in KNOWN}
 
 @dataclass(frozen=True)
 class Prepared:
-    """Result of :func:`prepare`.
+    """The result of :func:`prepare`.
 
     Attributes:
         dataset: the prepared dataset.
@@ -194,7 +194,7 @@ def _require_known(name: str, source: str | Path | None) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """Arguments of :func:`prepare`, with the properties and checks that depend only on them."""
+    """The arguments of :func:`prepare`, with the properties and checks that depend only on them."""
 
     name: str
     source: str | None

@@ -67,7 +67,7 @@ def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callabl
 
 
 class _SpeedColumn(ProgressColumn):
-    """Progress column that shows images per second."""
+    """A progress column that shows images per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
@@ -81,7 +81,7 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 
 class DownloadBar:
-    """Progress bar of one download, with the interface that pooch expects."""
+    """The progress bar of one download, with the interface that pooch expects."""
 
     def __init__(self, name: str) -> None:
         """Show a bar labelled with the file's name."""

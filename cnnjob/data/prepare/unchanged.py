@@ -24,7 +24,7 @@ _SETTLED_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Remembered:
-    """Record of a source at the time it was prepared.
+    """The record of a source at the time it was prepared.
 
     Attributes:
         fingerprint: :func:`fingerprint` of the source and the options.

@@ -133,7 +133,7 @@ def _created(disk: "_Disk") -> Iterator[h5py.File]:
 
 
 class _Disk(io.FileIO):
-    """File that records a failed write and raises the error only in :meth:`require_written`.
+    """A file that records a failed write and raises the error only in :meth:`require_written`.
 
     HDF5 crashes with a segmentation fault when it closes a file on a full disk. Therefore every write appears to
     succeed, and if one has failed, the file is discarded afterwards.

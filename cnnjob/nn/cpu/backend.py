@@ -25,7 +25,7 @@ from cnnjob.nn.workers import Workers, run_all
 
 
 class NumPyBackend(HostMemory):
-    """Backend that plans operations on NumPy arrays of one floating-point type."""
+    """The backend that plans operations on NumPy arrays of one floating-point type."""
 
     name = "numpy"
     synchronous = True

@@ -70,7 +70,7 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
 
 
 class _Kernel:
-    """Weights and bias as one matrix, with the matrix's gradient summed over each shard.
+    """The weights and bias as one matrix, with the matrix's gradient summed over each shard.
 
     The bias is the last row of the matrix, matched by a column of ones in the patches.
     """

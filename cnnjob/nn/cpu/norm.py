@@ -78,7 +78,7 @@ def norm(workers: Workers, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: A
 
 
 class _Channels:
-    """Values per channel, (C,), and the per-shard sums from which they are computed, (shards, C)."""
+    """The values per channel, (C,), and the per-shard sums from which they are computed, (shards, C)."""
 
     def __init__(self, arena: Arena, block: Norm, x: Tensor, w: Arrays, dw: Arrays) -> None:
         C, dtype = x.value.shape[-1], x.value.dtype

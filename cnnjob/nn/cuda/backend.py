@@ -38,7 +38,7 @@ from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
 
 
 class CudaBackend:
-    """Backend that plans operations for a device, with arrays in float32."""
+    """The backend that plans operations for a device, with arrays in float32."""
 
     name = "cuda"
     synchronous = False

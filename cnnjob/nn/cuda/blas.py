@@ -40,7 +40,7 @@ def address(array: Any) -> int:
 
 
 class Blas:
-    """cuBLAS handle for one stream, with its own workspace."""
+    """A cuBLAS handle for one stream, with its own workspace."""
 
     def __init__(self, library: Any, stream: int, workspace: Array, *, tf32: bool = False) -> None:
         """Create the handle.

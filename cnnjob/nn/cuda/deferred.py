@@ -29,7 +29,7 @@ class DeferredPart:
 
 @dataclass(frozen=True, eq=False)
 class DeferredBatch(DeferredPart):
-    """Part of a step that loads a batch; its ``reads`` contains the tensor to which the images are written."""
+    """The part of a step that loads a batch; its ``reads`` contains the tensor to which the images are written."""
 
     inputs: StepInputs
     pixels: PixelNormalisation
@@ -65,7 +65,7 @@ class DeferredLoss(DeferredPart):
 
 @dataclass(frozen=True, eq=False)
 class DeferredTask:
-    """Placeholder for a part's forward or backward task."""
+    """A placeholder for a part's forward or backward task."""
 
     part: DeferredPart
     forward: bool

@@ -86,7 +86,7 @@ class Device(Protocol):
 
 
 class ShapeOnlyDevice:
-    """Device without memory, used only to count the bytes that a plan needs; it cannot run anything."""
+    """A device without memory, used only to count the bytes that a plan needs; it cannot run anything."""
 
     def __init__(self, precision: str = "float32") -> None:
         """Store the precision for which memory is counted."""

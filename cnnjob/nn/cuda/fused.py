@@ -209,7 +209,7 @@ def _plan_products(device: Device, layer: DeferredOperation) -> ForwardBackward:
 
 
 class _Sums:
-    """Sums over the batch, all computed by one kernel once all activation gradients are known."""
+    """The sums over the batch, all computed by one kernel once all activation gradients are known."""
 
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device

@@ -20,7 +20,7 @@ MAX_QUEUED_STEPS = 64
 
 
 class Captured:
-    """Task that is run or replayed; either way, the same kernels run in the same order, with the same results."""
+    """A task that is run or replayed; either way, the same kernels run in the same order, with the same results."""
 
     def __init__(self, device: Device, run: Task, reads: Callable[[], tuple[Array, ...]]) -> None:
         """Wrap a task; nothing runs yet.

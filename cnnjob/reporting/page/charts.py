@@ -193,7 +193,7 @@ def _marks_beyond(beyond: Sequence[Line], limits: Limits) -> Iterator[Mark]:
 
 
 def _stops(lines: Sequence[Line]) -> Iterator[Mark]:
-    """Yield a mark at the last finite value of each line whose final value is not finite."""
+    """For each line whose final value is not finite, yield a mark at the last finite value."""
     for line in lines:
         x, y = finite_points(line)
         if line.has_diverged and len(y) and not np.isfinite(line.y[-1]):
@@ -221,7 +221,7 @@ def _scales(lines: Sequence[Line], measure: Measure) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Axis:
-    """Mapping of the data range ``low`` to ``high`` onto the SVG coordinates ``first`` to ``last``."""
+    """The mapping of the data range ``low`` to ``high`` onto the SVG coordinates ``first`` to ``last``."""
 
     low: float
     high: float

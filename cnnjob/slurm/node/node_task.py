@@ -148,7 +148,7 @@ def _has_later_job(run: Run) -> bool:
 
 
 class LogLines(NoProgress):
-    """Progress callback that prints one line per epoch to the job's log."""
+    """A progress callback that prints one line per epoch to the job's log."""
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -254,7 +254,7 @@ def _is_own_error(run: Run, code: int) -> bool:
 
 
 def _has_begun(run: Run) -> bool:
-    """Return whether this SLURM job has begun an attempt on the run since the job was last started."""
+    """Return whether this SLURM job has begun an attempt at the run since the job was last started."""
     attempts = run.attempts()
     return bool(attempts) and process.is_same_job_start(attempts[-1])
 

@@ -32,7 +32,7 @@ def parse_state(text: str) -> str:
 
 @dataclass(frozen=True)
 class Wait:
-    """The reason why a job waits; ``phrase`` is printed after "its job waits: "."""
+    """The reason why a job waits; ``phrase`` is printed after "its job is waiting: "."""
 
     phrase: str
     never: bool = False

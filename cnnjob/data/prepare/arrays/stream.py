@@ -29,7 +29,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class LabelledStream:
-    """Images of one split with their labels; the images can be read any number of times.
+    """The images of one split with their labels; the images can be read any number of times.
 
     Attributes:
         where: location of the images, for messages.

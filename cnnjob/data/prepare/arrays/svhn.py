@@ -79,7 +79,7 @@ def _stream(path: Path) -> LabelledStream:
 
 
 class _Stream:
-    """Bytes of a file from its current position onwards, decompressed if necessary."""
+    """The bytes of a file from its current position onwards, decompressed if necessary."""
 
     def __init__(self, file: BinaryIO, *, compressed: bool) -> None:
         self._file = file
@@ -125,7 +125,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Byte array in a MATLAB file, with its stream positioned at the first value."""
+    """A byte array in a MATLAB file, with its stream positioned at the first value."""
 
     shape: tuple[int, ...]
     stream: _Stream

@@ -32,7 +32,7 @@ _UNICODE_PATH = 0x7075
 """Identifier of Info-ZIP's extra field with a member's name in UTF-8."""
 
 
-def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> Listing:
+def _build_listing(archive: Path, files: Iterable[str], folders: Iterable[str]) -> Listing:
     """Return a listing of an archive's members.
 
     Args:
@@ -65,8 +65,20 @@ def listing_of(archive: Path, files: Iterable[str], folders: Iterable[str]) -> L
     return listing
 
 
-class ZipTree(FolderTree):
-    """Zip archive of image files."""
+class _ArchiveTree(FolderTree):
+    """An archive of image files, whose members share the stamp of the archive."""
+
+    def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
+        """Return the stamp of the archive, which all members share (see :func:`stamp_of`)."""
+        return _stamp_of_file(self.root)
+
+    def digest(self, name: str) -> bytes:
+        """Return the SHA-256 of a member."""
+        return hashlib.sha256(self.read(name)[0] or b"").digest()
+
+
+class ZipTree(_ArchiveTree):
+    """A zip archive of image files."""
 
     def __init__(self, root: Path) -> None:
         """Store the path of the archive; nothing is read yet."""
@@ -93,7 +105,7 @@ class ZipTree(FolderTree):
             else:
                 self._stored_names[path] = info.filename
                 files.append(path)
-        listing = listing_of(self.root, files, [path for path in folders if path != "."])
+        listing = _build_listing(self.root, files, [path for path in folders if path != "."])
         visible = {self._stored_names[path] for path in listing.files}
         if encrypted := [info for info in members if info.flag_bits & _ENCRYPTED and info.filename in visible]:
             raise DataError(
@@ -130,14 +142,6 @@ class ZipTree(FolderTree):
         except _DAMAGED as error:
             raise DataError(f"{self.path(name)}: damaged ({error}). Copy or download the archive again") from error
 
-    def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the stamp of the archive, which all members share (see :func:`stamp_of`)."""
-        return _stamp_of_file(self.root)
-
-    def digest(self, name: str) -> bytes:
-        """Return the SHA-256 of a member."""
-        return hashlib.sha256(self.read(name)[0] or b"").digest()
-
     def _archive(self) -> tuple[zipfile.ZipFile, Stamp]:
         """Return the open archive and the archive's stamp.
 
@@ -156,8 +160,8 @@ class ZipTree(FolderTree):
         return self._opened[1:]
 
 
-class TarTree(FolderTree):
-    """Tar archive of image files; the archive may be compressed."""
+class TarTree(_ArchiveTree):
+    """A tar archive of image files; the archive may be compressed."""
 
     def __init__(self, root: Path) -> None:
         """Open the archive, decompressing it if necessary."""
@@ -187,12 +191,12 @@ class TarTree(FolderTree):
                 files.append(path)
             else:
                 (links if kind == "link" else folders).append(path)
-        if linked := listing_of(self.root, links, []).files:
+        if linked := _build_listing(self.root, links, []).files:
             raise DataError(
                 f"{self.path(linked[0])}: links in archives are not followed (found {len(linked)} in total). "
                 "Unpack the archive and specify the folder"
             )
-        return listing_of(self.root, files, folders)
+        return _build_listing(self.root, files, folders)
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
         """Return the content of a member, and the archive's stamp from when the archive was opened.
@@ -211,14 +215,6 @@ class TarTree(FolderTree):
                 f"{self.path(name)}: the archive ends within this member. Copy or download the archive again"
             )
         return content, self._stamp or (0, 0, 0, 0)
-
-    def stamp(self, name: str) -> Stamp | None:  # noqa: ARG002 - one file holds all members
-        """Return the stamp of the archive, which all members share (see :func:`stamp_of`)."""
-        return _stamp_of_file(self.root)
-
-    def digest(self, name: str) -> bytes:
-        """Return the SHA-256 of a member."""
-        return hashlib.sha256(self.read(name)[0] or b"").digest()
 
 
 def _normalised(name: str) -> str:

@@ -35,7 +35,7 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Assignment of images to splits and classes.
+    """The assignment of images to splits and classes.
 
     Attributes:
         description: one-line description of the layout.
@@ -54,7 +54,7 @@ class FolderLayout:
 
 @dataclass
 class _Folder:
-    """Folder and its direct contents."""
+    """A folder and its direct contents."""
 
     path: str
     folders: dict[str, "_Folder"] = field(default_factory=dict)

@@ -33,7 +33,7 @@ def typed_colour(colour: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Options that determine how the images in a folder are read.
+    """The options that determine how the images in a folder are read.
 
     Attributes:
         source: the folder or archive, as specified by the user.

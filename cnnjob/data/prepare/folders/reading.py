@@ -42,7 +42,7 @@ _FILES_PER_PROCESS = 32
 
 @dataclass(slots=True)
 class ImageFile:
-    """Image file with its label.
+    """An image file with its label.
 
     Attributes:
         name: path of the file, relative to the root.
@@ -66,7 +66,7 @@ Splits = dict[str, list[ImageFile]]
 
 @dataclass
 class Survey:
-    """Results of the survey, the first pass over the files.
+    """The results of the survey, the first pass over the files.
 
     Attributes:
         splits: the usable images of each split, in dataset order.

@@ -44,7 +44,7 @@ def is_named_as_image(name: str) -> bool:
 
 @dataclass
 class Listing:
-    """Contents of a folder or archive, as relative paths with forward slashes.
+    """The contents of a folder or archive, as relative paths with forward slashes.
 
     Attributes:
         files: files that may be images.
@@ -67,7 +67,7 @@ class Listing:
 
 
 class FolderTree:
-    """Folder of image files."""
+    """A folder of image files."""
 
     def __init__(self, root: Path) -> None:
         """Store the path of the folder; nothing is read yet."""
