@@ -74,7 +74,7 @@ class Settings(BaseModel):
 
 
 class Table:
-    """An annotation that makes a dataclass a job-file table, as strict as :class:`Settings`; its fields are the keys.
+    """An annotation that turns a dataclass into a job-file table, as strict as :class:`Settings`, keyed by its fields.
 
     If the dataclass has a ``kind``, as blocks do, the first field's key is the kind: ``{ conv = 32, kernel = 5 }``.
     """
