@@ -182,6 +182,21 @@ class Commands(_Light, typer.core.TyperGroup):
         super().format_options(ctx, formatter)
 
     @printable_streams()
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **settings: Any) -> Any:
+        """Parse the options before the command; print a usage error as :meth:`invoke` does.
+
+        Raises:
+            typer.Exit: there is no such option.
+        """
+        is_empty = not args  # they are consumed
+        try:
+            return super().make_context(info_name, args, parent, **settings)
+        except UsageError as error:
+            if is_empty:
+                raise  # the help is printed
+            raise _print_usage_error(error) from error
+
+    @printable_streams()
     def invoke(self, ctx: Any) -> Any:
         """Run the command; if it fails, print the error and exit.
 
@@ -194,10 +209,7 @@ class Commands(_Light, typer.core.TyperGroup):
             print_error(f"{error}")
             raise typer.Exit(error.exit_code) from error
         except UsageError as error:
-            if error.ctx:
-                typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.", err=True)
-            print_error(error.format_message())
-            raise typer.Exit(error.exit_code) from error
+            raise _print_usage_error(error) from error
         except BrokenPipeError:
             raise  # the reader has closed the pipe; typer exits quietly
         except MemoryError as error:
@@ -209,6 +221,14 @@ class Commands(_Light, typer.core.TyperGroup):
         except KeyboardInterrupt as error:
             print_error(f"interrupted{f'; {error}' if error.args else ''}")
             raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _print_usage_error(error: Any) -> typer.Exit:
+    """Print a wrong command line and how to get help; return the exception with which to exit."""
+    if error.ctx:
+        typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.", err=True)
+    print_error(error.format_message())
+    return typer.Exit(error.exit_code)
 
 
 app = typer.Typer(

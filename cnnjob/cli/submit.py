@@ -155,15 +155,14 @@ def submit(
 def _split_by_gpus(
     grid: "Sequence[tuple[Job, Dataset]]", root: Path, request: "Request", *, asked: bool
 ) -> "list[Part]":
-    """Split a grid's runs by the GPUs they use, and warn about GPUs that are requested but not used."""
+    """Split a grid's runs by the GPUs they use, and warn about GPUs that are requested but cannot be used."""
     from cnnjob.runs.run import Run
     from cnnjob.slurm.submit.backend_parts import split_by_backend
 
     runs = [(job, Run.of(job, dataset.digest, root)) for job, dataset in grid]
     pairs = list({run.path: (job, run) for job, run in runs}.values())
     parts = split_by_backend(pairs, request, asks_for_gpus=asked)
-    warnings = [part.request.idle_gpus(part.backend) for part in parts]
-    for warning in dict.fromkeys(filter(None, warnings)):  # each warning once
+    for warning in dict.fromkeys(warning for part in parts for warning in part.warnings()):  # each warning once
         print_warning(warning)
     return parts
 

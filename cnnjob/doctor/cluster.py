@@ -151,6 +151,9 @@ def query_if_reachable() -> tuple[Cluster | None, Finding | None]:
     try:
         return query_cluster(), None
     except SchedulerError as error:
+        if client.is_absent(error):  # installed, for example with a distribution's packages, but never configured
+            advice = "train here with cnnjob train or cnnjob submit --local, or log in to a machine of a cluster"
+            return None, Finding("SLURM", "note", "installed on this machine, but not configured", advice)
         lines = str(error).splitlines()
         reason = " … ".join([lines[0], *lines[1:][-1:]])
         advice = (

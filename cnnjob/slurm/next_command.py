@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +97,16 @@ def _data_option(run: Run, job: Job) -> list[str]:
 def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
     """Return a job's name for the command line, and the settings in which the run differs from the job with that name.
 
-    The run's folder is returned instead of the name if no job with that name can be loaded here, or if the job has
-    initial weights, since the folder contains a copy of them.
+    The run's folder is returned instead of the name if no job with that name can be loaded here; if that job has other
+    blocks, so that it is another job; or if the job has initial weights, since the folder contains a copy of them.
     """
     if job.model.init_from:
         return str(run.path), {}
     for name in (job.name, f"{job.name}.toml"):
-        try:
-            return name, _differences(job, Job.load(name))
-        except CnnjobError:
-            continue
+        with suppress(CnnjobError):
+            changes = _differences(job, Job.load(name))
+            if "model.blocks" not in changes:
+                return name, changes
     return "JOB" if run.is_older() else str(run.path), {}
 
 

@@ -4,14 +4,16 @@ The first attempt selects the backend, and all later attempts use the same one.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from cnnjob import nn
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
-from cnnjob.nn.cuda.availability import why_unavailable
+from cnnjob.nn.cuda.availability import INSTALL, why_unavailable
 from cnnjob.nn.cuda.device import CudaDevice
 from cnnjob.runs import environment
 from cnnjob.runs.run import Run
@@ -64,6 +66,16 @@ def first_backend(job: Job, run: Run) -> str | None:
             f"backend would produce different bits. Leave it at {started_with!r}, or move the run folder elsewhere"
         )
     return started_with
+
+
+def describe_missing_cupy() -> str:
+    """Return what would go wrong in a SLURM job with a GPU if CuPy is not installed; empty if it is installed.
+
+    A SLURM job finds the same packages as the process that submits it.
+    """
+    if find_spec("cupy"):
+        return ""
+    return f"CuPy is not installed in {sys.executable}, so the SLURM jobs will fail. Install it with {INSTALL}"
 
 
 def select_evaluation_backend(wanted: str, job: Job) -> str:

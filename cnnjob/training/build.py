@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnjob import nn
-from cnnjob.errors import JobError
+from cnnjob.errors import JobError, plural
 from cnnjob.files import short_digest
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.model import Model
@@ -136,12 +136,10 @@ class InitialLayers:
         new = {name: reason for name, reason in reasons.items() if reason}
         frozen = {layer.name: part for layer in layers if (part := _frozen_part(layer.block))}
         if len(new) == len(layers):
-            found = describe_shapes({name: array.shape for name, array in weights.arrays.items()})
-            needed = describe_shapes({name: parameter.shape for name, parameter in network.parameters.items()})
             raise JobError(
-                f"model.init_from: the weights in {weights.origin['source']} do not fit any layer (found {found}; the "
-                f"network needs {needed}). Use the same blocks as the network that these weights come from, or an .npz "
-                "file whose arrays have the needed names and shapes"
+                f"model.init_from: the weights in {weights.origin['source']} do not fit any layer (found "
+                f"{_describe_misfit(weights.arrays, network)}). Use the same blocks as the network that these weights "
+                "come from, or an .npz file whose arrays have the needed names and shapes"
             )
         if unfit := {name: reason for name, reason in new.items() if name in frozen}:
             raise JobError(
@@ -173,6 +171,19 @@ class InitialLayers:
             "new": self.new,
             "left_out": list(self.left_out),
         }
+
+
+def _describe_misfit(arrays: Arrays, network: nn.Network) -> str:
+    """Return the first array with another shape than the network needs; if no name fits, return all names."""
+    needed = {name: parameter.shape for name, parameter in network.parameters.items()}
+    unfit = [name for name in needed if name in arrays and arrays[name].shape != needed[name]]
+    if not unfit:
+        shapes = {name: array.shape for name, array in arrays.items()}
+        return f"{describe_shapes(shapes)}; the network needs {describe_shapes(needed)}"
+    first, *others = unfit
+    found, expected = ("×".join(map(str, shape)) for shape in (arrays[first].shape, needed[first]))
+    more = f", and {plural(len(others), 'other array')} of another shape" if others else ""
+    return f"{first} {found} instead of {expected}{more}"
 
 
 def _frozen_part(block: nn.Block) -> str:

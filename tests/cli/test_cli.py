@@ -279,6 +279,7 @@ def test_predict_needs_a_finished_run_with_its_own_weights(here: Path) -> None:
             "name: input should have 1 to 100 characters ",
         ),
         (["nonsense"], 2, "No such command 'nonsense'"),
+        (["--nonsense"], 2, "cnnjob: No such option: --nonsense\n"),
     ],
 )
 def test_mistakes_are_one_message(here: Path, arguments: list[str], code: int, message: str) -> None:

@@ -204,6 +204,14 @@ def test_new_needs_a_dataset() -> None:
     assert (missing.exit_code, "data/photos.h5: no such dataset." in missing.stderr) == (3, True)
 
 
+@pytest.mark.usefixtures("here")
+def test_new_says_which_included_job_it_replaces() -> None:
+    assert cnnjob("prepare", "digits").exit_code == 0
+    written = cnnjob("new", "digits")
+    assert written.exit_code == 0
+    assert written.stderr.startswith("cnnjob: warning: jobs/digits.toml: used instead of the included job digits, ")
+
+
 def test_a_dataset_of_a_name_that_a_job_of_another_has_is_trained_by_its_file(here: Path) -> None:
     draw(here / "cifar10-baseline", 2)
     prepared = cnnjob("prepare", "cifar10-baseline")

@@ -115,6 +115,13 @@ def test_the_lines_for_people(site: FakeSlurm) -> None:
     )
 
 
+def test_slurm_that_was_never_configured(site: FakeSlurm) -> None:
+    site.install(scontrol='echo "scontrol: fatal: Could not establish a configuration source" >&2; exit 1')
+    row = found()["SLURM"]
+    assert (row["level"], row["message"]) == ("note", "installed on this machine, but not configured")
+    assert "cnnjob submit --local" in row["advice"]
+
+
 @pytest.mark.usefixtures("nowhere")
 def test_no_slurm() -> None:
     rows = found()

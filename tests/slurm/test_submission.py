@@ -9,6 +9,7 @@ import re
 import select
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -240,8 +241,10 @@ def test_a_partition_that_is_down_takes_jobs_and_a_warning_is_said(
 )
 @pytest.mark.usefixtures("slurm")
 def test_a_profile_with_gpus_and_the_backend_of_the_command_line(
-    options: tuple[str, ...], script: str, said: str
+    options: tuple[str, ...], script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "cupy.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)  # where CuPy is installed
     Path("site.toml").write_text("gpus = 1\n[sbatch]\ngpu-bind = 'closest'\n")
     found = cnnjob("submit", "toy.toml", "--profile", "site.toml", *options)
     assert found.exit_code == 0, found.output
@@ -250,6 +253,19 @@ def test_a_profile_with_gpus_and_the_backend_of_the_command_line(
     ]
     assert asked == [script] * bool(script)
     assert (said in found.stderr, bool(found.stderr)) == (True, bool(said))
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("options", [("--dry-run", "--no-rehearsal"), ()])
+def test_gpus_that_are_requested_without_cupy_are_said(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    found = cnnjob("submit", "toy.toml", "--set", "resources.backend=auto", *options)
+    assert found.exit_code == 0, found.output
+    assert found.stderr.startswith("cnnjob: warning: GPUs are requested, but CuPy is not installed in /")
+    assert found.stderr.endswith("or train on CPUs with --gpus 0\n")
+    assert not cnnjob("submit", "toy.toml", "--set", "resources.backend=auto", "--gpus", "0", *options).stderr
 
 
 @pytest.mark.usefixtures("slurm")

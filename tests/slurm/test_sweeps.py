@@ -117,6 +117,16 @@ def test_arrays_that_were_accepted_before_a_refusal_are_named(counting_slurm: Fa
     assert found.stdout.count("\n") == 3
 
 
+def test_a_refused_sweep_leaves_nothing_behind(counting_slurm: FakeSlurm) -> None:
+    cnnjob("submit", "toy.toml", "--seeds", "2")
+    [kept] = Path("runs/.sweeps").iterdir()
+    counting_slurm.install(sbatch='echo "sbatch: error: too many" >&2; exit 1')
+    found = cnnjob("submit", "toy.toml", "--sweep", "train.epochs=7,8")
+    assert (found.exit_code, "too many" in found.stderr) == (4, True)
+    assert [*Path("runs/.sweeps").iterdir()] == [kept]
+    assert len(Run.all(Path("runs"))) == 2
+
+
 @pytest.mark.parametrize("shown", ["(null)", "N/A", "the site wrote this"])
 def test_a_job_whose_comment_the_site_changes_is_known(counting_slurm: FakeSlurm, shown: str) -> None:
     counting_slurm.install(squeue=f'[ ! -e 17.sh ] || echo "17{PENDING_FIELDS}{shown}"')

@@ -8,6 +8,7 @@ import typer
 
 from cnnjob.cli import completion
 from cnnjob.cli import options as opt
+from cnnjob.cli.screen import print_warning
 
 JOBS_FOLDER = Path("jobs")
 
@@ -26,7 +27,7 @@ def new(
     """
     from cnnjob.errors import DataError, JobError
     from cnnjob.files import create_exclusive
-    from cnnjob.jobs.job import Job
+    from cnnjob.jobs.job import Job, list_jobs
     from cnnjob.jobs.toml import format_toml
     from cnnjob.training.default_job import DefaultJobs
 
@@ -34,6 +35,7 @@ def new(
     if content is None:
         raise DataError(f"{data / name}.h5: no such dataset. Prepare it first with cnnjob prepare")
     path = JOBS_FOLDER / f"{content.pop('name')}.toml"
+    is_included = path.stem in list_jobs()
     # Checked before anything is written, so that an invalid job leaves no file.
     Job.checked({"name": path.stem, **content}, str(path))
     comment = f"# A job for {name}, based on the size and number of its images. For an explanation of every key:\n"
@@ -42,4 +44,9 @@ def new(
     # exists() followed by a write could replace a file created in between.
     if not create_exclusive(path, text.encode()):
         raise JobError(f"{path}: already exists. Edit it, or remove it first")
+    if is_included:
+        print_warning(
+            f"{path}: used instead of the included job {path.stem}, whose settings differ, wherever a command names "
+            f"{path.stem} in this folder. To use both, rename the file"
+        )
     typer.echo(f"{path}: written. Edit it, then train:\n    {shlex.join(['cnnjob', 'train', path.stem])}")

@@ -1,6 +1,6 @@
 """Grouping runs by backend, since runs with CUDA and runs with NumPy need different resource requests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from cnnjob.errors import DataError
 from cnnjob.jobs.job import Job
 from cnnjob.runs.run import Run
 from cnnjob.slurm.submit.request import Request
-from cnnjob.training.backend import first_backend
+from cnnjob.training.backend import describe_missing_cupy, first_backend
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,13 @@ class Part:
     """The runs' backend: ``numpy``, ``cuda`` or ``auto``."""
     request: Request
     runs: list[Run]
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what is wrong with the GPUs of the request: some would be idle, or none could be used."""
+        if idle := self.request.idle_gpus(self.backend):
+            yield idle
+        if self.backend != "numpy" and self.request.gpu_count and (missing := describe_missing_cupy()):
+            yield f"GPUs are requested, but {missing}; or train on CPUs with --gpus 0"
 
 
 def split_by_backend(jobs: Sequence[tuple[Job, Run]], request: Request, *, asks_for_gpus: bool) -> list[Part]:

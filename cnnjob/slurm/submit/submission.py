@@ -15,7 +15,7 @@ from cnnjob.runs import claims, process
 from cnnjob.runs.restart_log import PREDECESSOR
 from cnnjob.runs.run import Run
 from cnnjob.runs.summary import read_summary
-from cnnjob.slurm.job_array import JobArray
+from cnnjob.slurm.job_array import SWEEPS, JobArray
 from cnnjob.slurm.job_index import JobIndex, add_submitter, number_of, users_of
 from cnnjob.slurm.scheduler import client, queue, site
 from cnnjob.slurm.scheduler.queue import QueuedJob
@@ -106,6 +106,8 @@ def submit(
         refusals: dict[Path, str] = {}
         if len(results) < len(runs):  # otherwise do not query SLURM: a finished sweep does not need it
             requested = {run for run in runs if (run.slurm_folder / REQUEST).exists()}
+            sweeps = runs[0].path.parent / SWEEPS
+            earlier_sweeps = {*sweeps.glob("*")}
             try:
                 refusals = _submit_remaining(runs, request, parallel, say, results)
             except SchedulerError as error:
@@ -113,6 +115,9 @@ def submit(
                     for run in runs:
                         if run not in requested and not run.submission_file.exists():
                             (run.slurm_folder / REQUEST).unlink(missing_ok=True)
+                    for sweep in {*sweeps.glob("*")} - earlier_sweeps:
+                        if not any(sweep.glob("*.pkl")):  # no job was accepted for it
+                            shutil.rmtree(sweep, ignore_errors=True)
                 raise
     ordered = [results[run.path] for run in runs if run.path in results]
     if refusals:
