@@ -267,7 +267,7 @@ READS_ITSELF = {
     *(
         "runs.process",
         "runs.environment",
-        "data.images",
+        "data.image_limits",
         "doctor.filesystem",
     ),  # of /proc, and what they wrote a moment ago
     *("nn.cuda.device", "slurm.submit.code_snapshot"),  # the package's own code

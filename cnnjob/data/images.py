@@ -16,54 +16,47 @@ Only common formats are read. For others, Pillow starts external programs (Ghost
 code.
 """
 
-import ctypes
 import io
 import math
 import os
 import re
-import resource
 import struct
-import time
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cnnjob import files
+from cnnjob.data.image_formats import FORMATS, describe_unknown_format
+from cnnjob.data.image_limits import (
+    MOST_BYTES,
+    MOST_SECONDS,
+    UNCOMPRESSED,
+    DecodingTimeError,
+    TimedReader,
+    decoding_is_limited,
+    decoding_limits,
+    read_in_small_parts,
+    require_bounded_parts,
+)
 from cnnjob.data.plain_images import plain_image
 from cnnjob.errors import DataError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while an image is rotated or converted
-_BIG_TIFF = b"+"  # byte 2 of a BigTIFF file, which Pillow also checks; the header has 16 bytes instead of 8
-_RAW = 1
-"""Value of the TIFF Compression tag for uncompressed pixels."""
 _SEPARATE = 2
 """Value of the TIFF PlanarConfiguration tag for one plane per channel."""
 _WHITE_IS_ZERO = 0
 """Value of the TIFF PhotometricInterpretation tag for images whose value 0 is white."""
-_MOST_PARTS = 20_000
-"""Maximum number of strips or tiles in a TIFF file."""
-_MOST_BYTES = 400_000_000
-"""Maximum memory for decoding, in bytes; a file of a few MB can require gigabytes even if it has few pixels."""
-MOST_SECONDS = 10.0
-"""Maximum CPU time for decoding, in seconds; most images of 32 million pixels take less than a second."""
 _MOST_CONTENT = 64 << 20
 """Maximum size of a file that is read into memory before decoding, in bytes; a larger file is read in parts."""
 _FEW_BYTES = 64 << 10
 _FEW_PIXELS = 1 << 16
-_READ_BYTES = 64 << 10
-"""Number of bytes read at a time from a PPM file."""
-_SCAN_BYTES = 1 << 10
-"""Number of bytes read at a time from a progressive JPEG, which may have a hundred scans over all pixels."""
 _GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _MOST_BYTE = 255
@@ -75,8 +68,6 @@ _TIFF_BITS = {1, 2, 4, 8, 12, 16}
 _MOST_OF_12_BITS = (1 << 12) - 1
 _EXIF = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Pillow's keys for metadata that may contain an orientation."""
-_LIMITED: list[bool] = []
-"""Not empty while the limits set by :func:`decoding_limits` are in force."""
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _UNREADABLE = (AssertionError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError,
                RuntimeError, SyntaxError, TypeError, ValueError, ZeroDivisionError, struct.error, zlib.error,
@@ -175,28 +166,6 @@ class _Opened(NamedTuple):
         return Picture(_array(_fit_image(image, shape, fit, background)), head, is_transparent, is_dim)
 
 
-class _TooLongError(Exception):
-    """The error raised when decoding takes longer than allowed."""
-
-
-class _TimedReader(io.BufferedReader):
-    """A reader that raises an error after a time limit; the time is checked on each of Pillow's many small reads."""
-
-    def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
-        super().__init__(raw)
-        self.most_bytes: int | None = None
-        # CPU time, so that no image is refused because of a slow file system or a busy machine.
-        self._end = time.thread_time() + most_seconds
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to ``size`` or ``most_bytes`` bytes, whichever is less."""
-        if time.thread_time() > self._end:
-            raise _TooLongError
-        if self.most_bytes is not None and size is not None:
-            size = self.most_bytes if size < 0 else min(size, self.most_bytes)
-        return super().read(size)
-
-
 def header(path: Path | str, *, content: bytes | None = None, most_seconds: float = MOST_SECONDS) -> Header:
     """Read an image's header; the pixels are read only if needed to determine whether a palette image is grey.
 
@@ -236,7 +205,7 @@ def inspect_image(
     Raises:
         DataError: the file is not an image, the image is not usable, or it cannot be decoded.
     """
-    if _LIMITED and len(content) <= _FEW_BYTES and (picture := _plain_picture(content, most_pixels)):
+    if decoding_is_limited() and len(content) <= _FEW_BYTES and (picture := _plain_picture(content, most_pixels)):
         return picture.header, picture
     with _opened(path, content, MOST_SECONDS) as opened:
         head = opened.header()
@@ -437,12 +406,12 @@ def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Ite
                 file.seek(0)
             yield _with_header(_timed_image(file, most_seconds), content)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: {_unknown_format(path, content)}") from error
-    except _TooLongError:
+        raise DataError(f"{path}: {describe_unknown_format(path, content)}") from error
+    except DecodingTimeError:
         raise DataError(f"{path}: decoding takes more than {most_seconds:g} s. Convert or remove it") from None
     except MemoryError:
         raise DataError(
-            f"{path}: decoding takes more than {_MOST_BYTES // 10**6} MB of memory. Convert or remove it"
+            f"{path}: decoding takes more than {MOST_BYTES // 10**6} MB of memory. Convert or remove it"
         ) from None
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a usable image ({error}). Repair, convert or remove it") from error
@@ -450,103 +419,15 @@ def _opened(path: Path | str, content: bytes | None, most_seconds: float) -> Ite
 
 def _timed_image(file: BinaryIO, most_seconds: float) -> ImageFile:
     # BufferedReader is typed for a raw file, but also works with a buffered file or bytes in memory.
-    reader = _TimedReader(file, most_seconds)  # type: ignore[arg-type]
+    reader = TimedReader(file, most_seconds)  # type: ignore[arg-type]
     image = _usable_image(reader)
-    _read_in_small_parts(image, reader)
+    read_in_small_parts(image, reader)
     return image
 
 
 def _usable_image(file: BinaryIO) -> ImageFile:
-    _require_bounded_parts(file)  # first, because Pillow lists all strips of a TIFF on opening it
+    require_bounded_parts(file)  # first, because Pillow lists all strips of a TIFF on opening it
     return Image.open(file, formats=FORMATS)
-
-
-def _read_in_small_parts(image: ImageFile, file: _TimedReader) -> None:
-    """Make Pillow read less at a time in formats that are slow to decode, so that the time limit takes effect.
-
-    These formats are progressive JPEG, in which every scan covers all pixels, and PPM, which Pillow decodes in Python.
-    """
-    if "progressive" in image.info:
-        image.decodermaxblock = _SCAN_BYTES
-    if image.format == "PPM":
-        file.most_bytes = _READ_BYTES
-
-
-@contextmanager
-def decoding_limits() -> Iterator[None]:
-    """Limit the memory that this process may allocate while it decodes an image, and silence Pillow's warnings.
-
-    A caller that reads many small images should enter this context once for all of them, since entering it takes a
-    noticeable fraction of the time needed to read one image. Entering it again while it is active has no effect. The
-    limit applies to the whole process, so only one thread may decode.
-    """
-    if _LIMITED:
-        yield
-        return
-    # Field 5 is data and stack in pages. RLIMIT_DATA also covers malloc's private mappings since Linux 4.7.
-    pages = int(Path("/proc/self/statm").read_bytes().split()[5])
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = pages * resource.getpagesize() + _MOST_BYTES
-    if before[0] in range(limit):  # a lower limit is in force; RLIM_INFINITY is negative
-        limit = before[0]
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
-    _LIMITED.append(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as those about a corrupt EXIF block
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        _LIMITED.clear()
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _require_bounded_parts(file: BinaryIO) -> None:
-    """Refuse a TIFF with too many or overlapping strips or tiles, since each is decoded even if the image is small."""
-    # Only the first directory is read, with Pillow's own parser, which does not list the strips.
-    head = file.read(8)
-    head += file.read(8) if head[2:3] == _BIG_TIFF else b""
-    file.seek(0)
-    if head.startswith(tuple(TiffImagePlugin.PREFIXES)):
-        directory = TiffImagePlugin.ImageFileDirectory_v2(head)
-        file.seek(directory.next)
-        directory.load(file)
-        file.seek(0)
-        for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS):
-            parts = directory.get(tag, ())
-            if isinstance(parts, tuple | bytes | str) and len(parts) > _MOST_PARTS:
-                raise ValueError(f"it has {len(parts):,} strips or tiles; the maximum is {_MOST_PARTS:,}")
-        if directory.get(TiffImagePlugin.COMPRESSION, _RAW) != _RAW:
-            _require_apart(directory, file.seek(0, io.SEEK_END))
-            _silence_libtiff()
-            file.seek(0)
-
-
-def _require_apart(directory: TiffImagePlugin.ImageFileDirectory_v2, file_bytes: int) -> None:
-    """Refuse overlapping strips or tiles: they exceed the file's size in total, and could take very long to decode."""
-    sizes = [directory.get(tag) for tag in (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)]
-    counts = [size for size in sizes if size is not None]
-    if not counts or not all(isinstance(size, tuple) and all(map(_is_count, size)) for size in counts):
-        raise ValueError("it does not state the sizes of its strips or tiles")
-    if (most := max(map(sum, counts))) > file_bytes:
-        raise ValueError(f"its strips or tiles overlap: they total {most:,} bytes in a file of {file_bytes:,} bytes")
-
-
-@cache
-def _silence_libtiff() -> None:
-    """Stop libtiff, which Pillow uses for compressed TIFF files, from printing to stderr.
-
-    Pillow still raises an exception for every error.
-    """
-    library = ctypes.CDLL(_imaging.__file__)
-    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        if set_handler := getattr(library, name, None):  # missing if Pillow was built without libtiff
-            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            set_handler(None)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
 
 
 def _with_header(image: ImageFile, content: bytes | None) -> _Opened:
@@ -573,7 +454,7 @@ def _misread_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> str:
     """
     tags = image.tag_v2
     n_channels = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    is_raw = tags.get(TiffImagePlugin.COMPRESSION, _RAW) == _RAW
+    is_raw = tags.get(TiffImagePlugin.COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
     is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == _SEPARATE and n_channels > 1
     # Uncompressed planes of 16 bits are read as 8 bits, and the plane of grey with alpha is not found.
     if is_planar and ((is_raw and bits > _BITS) or n_channels == len("LA")):
@@ -596,64 +477,3 @@ def _bits(image: ImageFile, raw_mode: str) -> int:
     if wide or image.mode.startswith("I"):
         return 16 if wide and wide[1] == "16" else 0
     return 8
-
-
-_SIGNATURES = (
-    ("PNG", b"\x89PNG"), ("JPEG", b"\xff\xd8\xff"), ("GIF", b"GIF8"), ("TIFF", b"II*\x00"), ("TIFF", b"MM\x00*"),
-    ("BMP", b"BM"), ("WebP", b"RIFF"),
-)  # fmt: skip
-_OTHER_FORMATS = (
-    *((0, start, f"a damaged {name} image", "Restore or remove it") for name, start in _SIGNATURES if name != "TIFF"),
-    *(
-        (0, start, "a damaged TIFF image, or one with an unsupported pixel format", "Restore, convert or remove it")
-        for name, start in _SIGNATURES
-        if name == "TIFF"
-    ),
-    (4, b"ftyphei", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
-    (4, b"ftyphev", "a HEIC image", "Convert it to JPEG, for example with heif-convert"),
-    (4, b"ftypmif1", "a HEIF image", "Convert it to JPEG, for example with heif-convert"),
-    (4, b"ftypavi", "an AVIF image", "Convert it to PNG, for example with avifdec"),
-    (4, b"ftypcrx", "a Canon raw image", "Convert it to TIFF or JPEG with a raw converter"),
-    (4, b"ftyp", "a video", "Extract its frames as PNG, for example with ffmpeg"),
-    (0, b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", "Convert it to PNG, for example with opj_decompress"),
-    (0, b"\xff\x0a", "a JPEG XL image", "Convert it to PNG, for example with djxl"),
-    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image", "Convert it to PNG, for example with djxl"),
-    (0, b"8BPS", "a Photoshop document", "Export it as PNG"),
-    (0, b"%PDF", "a PDF document", "Extract its images, for example with pdfimages"),
-    (0, b"%!PS", "a PostScript document", "Convert it to PNG, for example with gs"),
-    (0, b"\xc5\xd0\xd3\xc6", "a PostScript document", "Convert it to PNG, for example with gs"),
-    (0, b"<svg", "an SVG drawing", "Convert it to PNG, for example with rsvg-convert"),
-    (0, b"\x00\x00\x01\x00", "a Windows icon", "Convert it to PNG"),
-    (128, b"DICM", "a DICOM image", "Convert it to PNG, for example with dcm2img"),
-    (0, b"\x89HDF", "an HDF5 file", "Specify image files, or pass its arrays from Python"),
-    (0, b"\x93NUMPY", "a NumPy array", "Specify the array file itself instead of a folder"),
-    (0, b"SIMPLE  =", "a FITS image", "Convert it to PNG or TIFF"),
-    (0, b"PK\x03\x04", "a zip archive", "Unpack it, or specify the archive itself instead of a folder"),
-    (0, b"\x1f\x8b", "a gzip file", "Unpack it"),
-    (0, b"<?xml", "an XML file", "Remove it"),
-    (0, b"<!DOCTYPE", "a web page", "Download the image itself"),
-    (0, b"<html", "a web page", "Download the image itself"),
-)
-"""Offset and bytes that identify a file that cannot be read, a description of the file, and advice."""
-
-
-def _unknown_format(path: Path | str, content: bytes | None) -> str:
-    """Return a description of a file that is not an image in a supported format, based on its first bytes."""
-    if content is None:
-        with files.open_regular(Path(path)) as file:
-            content = file.read(256)
-    if not content:
-        return "an empty file instead of an image. Remove it"
-    if content.startswith(files.GIT_LFS_POINTER):
-        return files.A_GIT_LFS_POINTER
-    for position, signature, name, advice in _OTHER_FORMATS:
-        if content.startswith(signature, position):
-            return f"{name}. {advice}" if "damaged" in name else f"{name}, which is not supported. {advice}"
-    known = ", ".join(FORMATS)
-    named = Image.registered_extensions().get(Path(path).suffix.lower())  # loads all of Pillow's formats
-    if named in FORMATS:
-        return f"not a {named} image, despite its name. Restore or remove it"
-    if named:
-        return f"a {named} image, which is not supported. Convert it to PNG, or remove it"
-    return f"not an image in a supported format ({known}). Convert or remove it"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjob.data.images import Picture, decoding_limits, header, inspect_image, read_picture
+from cnnjob.data.image_limits import decoding_limits
+from cnnjob.data.images import Picture, header, inspect_image, read_picture
 from cnnjob.data.prepare.prepare import prepare
 from cnnjob.errors import DataError
 from cnnjob.runs.run import Run

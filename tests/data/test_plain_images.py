@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cnnjob.data.images import decoding_limits, read_picture
+from cnnjob.data.image_limits import decoding_limits
+from cnnjob.data.images import read_picture
 from cnnjob.data.plain_images import plain_image
 from cnnjob.errors import DataError
 from tests.helpers.image_sources import crc, encoded, png16, random_bytes, turned_exif, usable_images

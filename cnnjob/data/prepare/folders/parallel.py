@@ -1,7 +1,7 @@
 """Run tasks in several processes; results are in task order, and only a limited number are in memory at a time.
 
 Images are decoded in processes rather than threads, because the memory limit applies to a whole process
-(:func:`cnnjob.data.images.decoding_limits`) and most of the time for a small image is spent in Python code.
+(:func:`cnnjob.data.image_limits.decoding_limits`) and most of the time for a small image is spent in Python code.
 """
 
 import ctypes

@@ -17,7 +17,8 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from cnnjob.data.dataset import BLOCK_BYTES
-from cnnjob.data.images import Header, Picture, decoding_limits, fit_pixels, header, inspect_image, read_picture
+from cnnjob.data.image_limits import decoding_limits
+from cnnjob.data.images import Header, Picture, fit_pixels, header, inspect_image, read_picture
 from cnnjob.data.prepare.folders.layout import FolderLayout
 from cnnjob.data.prepare.folders.options import FolderOptions
 from cnnjob.data.prepare.folders.parallel import worker_processes
