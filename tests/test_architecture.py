@@ -6,6 +6,7 @@ python -m tests.test_architecture prints what docs/architecture.md shows of the 
 import ast
 import importlib
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 import cnnjob
 from tests.helpers.cli import HEAVY
+from tests.helpers.image_sources import write_images
 
 PACKAGE = Path(cnnjob.__file__).parent
 ROOT = PACKAGE.parent
@@ -181,6 +183,18 @@ def loaded_by(code: str) -> set[str]:
 )
 def test_importing_and_helping_is_light(code: str) -> None:
     assert not set(HEAVY) & loaded_by(code)
+
+
+def test_preparing_images_loads_only_what_it_needs(tmp_path: Path) -> None:
+    for split, name in itertools.product(("train", "test"), "ab"):
+        write_images(tmp_path / "pets" / split / name, 2)
+    words = ["prepare", str(tmp_path / "pets"), "--out", str(tmp_path / "pets.h5")]
+    code = (
+        f"from typer.testing import CliRunner; import cnnjob.cli.main as c\nprint(CliRunner().invoke(c.app, {words}))"
+    )
+    loaded = loaded_by(code)
+    assert "cnnjob.data.prepare.folders.parallel" in loaded
+    assert not {"pydantic", "rich.progress", "ssl", "http.client", "pooch", "cnnjob.training.trainer"} & loaded
 
 
 def test_the_public_names_are_sorted_and_there() -> None:

@@ -5,7 +5,7 @@ is called, so that ``--help`` and shell completion stay fast.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -122,11 +122,34 @@ def _write_sections(formatter: Any, sections: Mapping[str, Sequence[tuple[str, s
             formatter.write_dl(rows, col_max=MAX_NAME, col_spacing=2 + max(widths.values()) - widths[heading])
 
 
+class _PlainValue:
+    """Conversion of a string or path, which needs no checks; typer would import pydantic, which takes 0.1 s."""
+
+    def __init__(self, kind: type, full_conversion: Callable[[], Any]) -> None:
+        self._kind, self._full_conversion = kind, full_conversion
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return a parameter's value; what is neither a string nor a path is converted by typer."""
+        if value is None or isinstance(value, self._kind):
+            return value
+        return Path(value) if self._kind is Path else self._full_conversion().coerce(value, param=param, ctx=ctx)
+
+
 class Command(_Light, typer.core.TyperCommand):
     """A command whose arguments are split but not converted during completion.
 
     Conversion would account for most of the time that completion takes.
     """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """Create the command, and replace the conversion of parameters that have a single, simple value."""
+        super().__init__(*args, **settings)
+        params: list[Any] = self.params
+        for param in params:
+            kind = param.type_descriptor.annotation
+            if kind in {str, Path, int} and param.nargs == 1 and not param.multiple:
+                conversion = _PlainValue(kind, param.get_runtime_param)
+                param.get_runtime_param = lambda conversion=conversion: conversion
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; during completion, split them but do not convert them."""

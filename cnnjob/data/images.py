@@ -45,7 +45,7 @@ from cnnjob.data.image_limits import (
     read_in_small_parts,
     require_bounded_parts,
 )
-from cnnjob.data.plain_images import plain_image
+from cnnjob.data.plain_images import plain_pixels
 from cnnjob.errors import DataError
 
 _MOST_PIXELS = 32_000_000  # 128 MB in Pillow, twice that while an image is rotated or converted
@@ -279,13 +279,13 @@ def _plain_picture(content: bytes, most_pixels: int) -> Picture | None:
         unusual (see :mod:`cnnjob.data.plain_images`), or if the file may be damaged.
     """
     try:
-        image = plain_image(content, min(most_pixels, _FEW_PIXELS))
+        pixels = plain_pixels(content, min(most_pixels, _FEW_PIXELS))
     except (MemoryError, *_UNREADABLE):
         return None  # the caller opens it again, with a time limit, and reports the error
-    if image is None:
+    if pixels is None:
         return None
-    head = Header(image.height, image.width, is_grey=image.mode == "L")
-    return Picture(_array(image), head, is_transparent=False, is_dim=False)
+    height, width, channels = pixels.shape
+    return Picture(pixels, Header(height, width, is_grey=channels == 1), is_transparent=False, is_dim=False)
 
 
 def _array(image: Image.Image) -> np.ndarray[Any, Any]:

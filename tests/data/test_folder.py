@@ -53,6 +53,17 @@ def trees(root: Path, *splits: str, mode: str = "RGB") -> Path:
     return root
 
 
+def test_a_file_that_becomes_a_pipe_after_listing_is_refused(root: Path) -> None:
+    tree = FolderTree(root)
+    first, *_ = tree.list().files
+    assert tree.read(first)[0] == (root / first).read_bytes()
+    (root / first).unlink()
+    os.mkfifo(root / first)
+    for known in (tree, FolderTree(root)):
+        with pytest.raises(DataError, match=r"not a regular file \(found a pipe\)"):
+            known.read(first)
+
+
 def test_a_share_of_each_class_is_for_testing(root: Path, out: Path) -> None:
     dataset = packed(root, out, test_fraction=0.2)
     assert dataset.name == "pets"

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cnnjob.data.prepare.folders.parallel import worker_processes
+from cnnjob.data.prepare.folders.parallel import SharedMemory, worker_processes
 from cnnjob.errors import DataError
 
 
@@ -87,6 +88,21 @@ def test_killed_callers_leave_no_process_behind() -> None:
         time.sleep(0.02)
     alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     assert not [pid for pid in alive if "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()]
+
+
+def store(memory: SharedMemory, number: int) -> int | None:
+    return memory.store([np.full((2, 5), number, np.uint8)] * 3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_arrays_of_all_processes_are_stored_until_the_memory_is_full(count: int) -> None:
+    memory = SharedMemory(20 * 30 + 29)
+    with worker_processes(count, memory) as work:
+        starts = [*work(store, range(25))]
+    stored = {number: start for number, start in enumerate(starts) if start is not None}
+    assert sorted(stored.values()) == [*range(0, 600, 30)]
+    for number, start in stored.items():
+        np.testing.assert_array_equal(memory.at(start, (3, 2, 5)), np.full((3, 2, 5), number))
 
 
 def return_much(size: int, _: int) -> bytes:

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnjob.data.prepare.folders.options import FolderOptions
+from cnnjob.data.prepare.folders.tree import FolderTree
 from cnnjob.data.prepare.prepare import Prepared, prepare
+from cnnjob.data.prepare.unchanged import fingerprint
 from cnnjob.errors import DataError, JobError
 from tests.helpers.image_sources import write_images
 
@@ -18,7 +21,7 @@ from tests.helpers.image_sources import write_images
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders for all tests, made at once: what changed within the last two seconds is read again."""
     root = tmp_path_factory.mktemp("folders")
-    for number in range(len(CHANGES) + 2):
+    for number in range(len(CHANGES) + 3):
         for split, name in itertools.product(("train", "test"), "ab"):
             write_images(root / str(number) / "photos" / split / name, 3)
     time.sleep(2.2)
@@ -103,3 +106,20 @@ def test_an_array_file_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write_arrays(source, 1)
     with pytest.raises(JobError, match="prepared from other source files"):
         prepared(source)
+
+
+def test_what_was_changed_after_the_beginning_is_not_remembered(source: Path) -> None:
+    tree = FolderTree(source)
+    listing, options = tree.list(), FolderOptions(str(source), source.parent / "out.h5")
+    now, later = time.time_ns(), time.time_ns() + 10**9
+    before = fingerprint(source, options, now, listing)
+    assert before == fingerprint(source, options, later, tree.list())
+    # Of a file that has been read, what counts is what was read.
+    name = listing.files[0]
+    listing.stamps[name] = tree.read(name)[1]
+    (source / name).touch()
+    assert fingerprint(source, options, now, listing) == before
+    listing.stamps.clear()
+    assert fingerprint(source, options, now, listing) is None
+    listing.stamps[name] = (1, 2, 3, 4)
+    assert fingerprint(source, options, now, listing) not in {before, None}

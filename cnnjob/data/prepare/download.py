@@ -1,16 +1,13 @@
 """Download files into the user's cache from the first address that serves the correct file."""
 
-import http.client
 import logging
 import os
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cnnjob.data.prepare.progress import DownloadBar
 from cnnjob.errors import DataError, JobError
 
 _ROUNDS = 2  # attempts per address
@@ -19,14 +16,6 @@ _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 64 << 10
 _UNCHANGED = {"Accept-Encoding": "identity"}  # otherwise some servers send .gz files decompressed
 _REASON_CHARACTERS = 100
-_REASONS: dict[type[BaseException], str] = {
-    socket.gaierror: "host name not resolved",
-    ssl.SSLCertVerificationError: "its certificate is not trusted",
-    ConnectionRefusedError: "connection refused",
-    TimeoutError: f"no answer in {_TIMEOUT_SECONDS} s",
-    ConnectionResetError: "connection closed too early",
-    http.client.IncompleteRead: "connection closed too early",
-}
 _INSTEAD = "Try again later, or download the file elsewhere and pass it with --source"
 
 
@@ -90,7 +79,11 @@ def _transfer(address: str, target: Path, *, progress: bool) -> str:
     if urlsplit(address).scheme not in {"http", "https"}:
         raise JobError(f"{address}: not a web address. Specify http://…, https://…, a file or a folder")
     pooch.get_logger().setLevel(logging.WARNING)
-    bar = DownloadBar(target.name) if progress else None
+    bar = None
+    if progress:
+        from cnnjob.data.prepare.progress import DownloadBar  # noqa: PLC0415
+
+        bar = DownloadBar(target.name)
     downloader = pooch.HTTPDownloader(bar or False, _CHUNK_BYTES, timeout=_TIMEOUT_SECONDS, headers=_UNCHANGED)
     try:  # without a checksum, since the caller checks the file
         pooch.retrieve(address, None, target.name, target.parent, downloader=downloader)
@@ -107,12 +100,23 @@ def _reason(error: OSError | ValueError) -> str:
 
     The messages of the libraries requests and urllib3 are long, because they repeat the reason several times.
     """
+    from http.client import IncompleteRead  # noqa: PLC0415 - takes as long to import as reading 500 small images
+    from ssl import SSLCertVerificationError  # noqa: PLC0415 - the same
+
     if isinstance(error, OSError) and error.errno is not None:  # a local disk error; requests sets no errno
         return str(error)
     if (response := getattr(error, "response", None)) is not None:
         return f"HTTP {response.status_code}"
+    reasons: dict[type[BaseException], str] = {
+        socket.gaierror: "host name not resolved",
+        SSLCertVerificationError: "its certificate is not trusted",
+        ConnectionRefusedError: "connection refused",
+        TimeoutError: f"no answer in {_TIMEOUT_SECONDS} s",
+        ConnectionResetError: "connection closed too early",
+        IncompleteRead: "connection closed too early",
+    }
     for cause in _causes(error):
-        for kind, reason in _REASONS.items():
+        for kind, reason in reasons.items():
             if isinstance(cause, kind):
                 return reason
     *_, deepest = _causes(error)

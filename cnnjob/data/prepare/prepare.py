@@ -9,8 +9,9 @@ are read by :mod:`cnnjob.data.dataset`.
 import math
 import re
 import shlex
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -22,9 +23,7 @@ from cnnjob.data.prepare.arrays.stream import ArraySet, read_array_set
 from cnnjob.data.prepare.catalogue import DIGITS, KNOWN, Entry
 from cnnjob.data.prepare.folders.folder import MAX_PIXELS
 from cnnjob.data.prepare.folders.options import VAL, FolderOptions
-from cnnjob.data.prepare.progress import counted
 from cnnjob.data.prepare.recognise import read_source
-from cnnjob.data.prepare.unchanged import Remembered
 from cnnjob.data.prepare.writer import DatasetContents, write
 from cnnjob.errors import DataError, JobError, closest_name, plural
 from cnnjob.files import no_fence
@@ -89,7 +88,7 @@ def prepare(
         arrays: images and labels in memory, instead of a source; see :func:`.arrays.in_memory.arrays_of`.
         force: whether to overwrite an existing file, regardless of what it contains.
         verify: whether to read and hash a source even if its files have the same sizes and times as before.
-        progress: whether to show progress bars on stderr.
+        progress: whether to show progress bars on stderr, if stderr is a terminal.
 
     Returns:
         The dataset, and how it was obtained.
@@ -98,7 +97,8 @@ def prepare(
         DataError: the source is missing, damaged or not the expected one; or the file cannot be written.
         JobError: the arguments contradict each other, or a different file already exists.
     """
-    started = time.perf_counter()
+    started, started_ns = time.perf_counter(), time.time_ns()
+    progress = progress and sys.stderr.isatty()
     _require_known(name, name if arrays else source)
     options = FolderOptions(
         name if source is None else str(source),
@@ -125,10 +125,8 @@ def prepare(
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
     existed = dataset is not None
     contents: DatasetContents | None = None
-    fingerprint = None
-    if source is not None and not request.is_published:
-        fingerprint = unchanged.fingerprint(Path(source), options)
-        remembered = None if force or verify else unchanged.recall(out, fingerprint)
+    if request.is_own and not (force or verify):
+        remembered = unchanged.recall(out, Path(source or ""), options)
         if remembered and (dataset := output_path.existing_dataset(out, title, remembered.sha256, options.as_json())):
             request.require_pinned(remembered.sha256)
             return Prepared(
@@ -145,15 +143,19 @@ def prepare(
         dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
         existed = dataset is not None
         if dataset is None:
+            if progress:
+                from cnnjob.data.prepare.progress import counted  # noqa: PLC0415
+
+                contents = counted(contents, title)
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
-            write(out, title, counted(contents, title) if progress else contents, stored, fence=fence)
+            write(out, title, contents, stored, fence=fence)
     dataset = dataset or Dataset.open(out)
     description, warnings = "", tuple[str, ...]()
     if contents:
         remarks = [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
         description, warnings = contents.description, (*contents.warnings, *remarks)
-        if fingerprint is not None:  # taken before reading, so it will not match a file that has changed since
-            unchanged.remember(out, Remembered(fingerprint, contents.sha256, description, [*warnings]))
+        if request.is_own:
+            unchanged.remember(out, Path(source or ""), options, replace(contents, warnings=warnings), started_ns)
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
 
@@ -205,6 +207,10 @@ class _Request:
     @property
     def is_published(self) -> bool:
         return self.name in _ENTRIES
+
+    @property
+    def is_own(self) -> bool:
+        return self.source is not None and not self.is_published
 
     def published(self) -> dict[str, str] | None:
         """Return the checksums of the files to be downloaded; None if the checksums are not known in advance."""

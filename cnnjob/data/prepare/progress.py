@@ -1,7 +1,10 @@
-"""Progress bars on stderr, shown only if stderr is a terminal."""
+"""Progress bars on stderr, shown only if stderr is a terminal.
+
+rich takes as long to import as reading 500 small images, so this module is imported only if a bar is shown.
+"""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 from rich.console import Console
@@ -35,20 +38,19 @@ def counted(contents: DatasetContents, name: str) -> DatasetContents:
 
 
 def _counted(blocks: Iterator[Chunk], name: str, total: int | None) -> Iterator[Chunk]:
-    with image_bar(name, total, shown=True) as advance:
+    with image_bar(name, total) as advance:
         for block in blocks:
             yield block
             advance(len(block.images))
 
 
 @contextmanager
-def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
+def image_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show the number of images processed, the rate and the remaining time.
 
     Args:
         label: text shown before the bar.
         total: number of images; None if unknown.
-        shown: whether to show the bar.
 
     Yields:
         A function that advances the bar by a number of images.
@@ -61,9 +63,9 @@ def image_bar(label: str, total: int | None, *, shown: bool) -> Iterator[Callabl
         _SpeedColumn(),
         TimeRemainingColumn() if total else TimeElapsedColumn(),
     )
-    with _bar(*columns) if shown else nullcontext() as bar:
-        task = bar.add_task(label, total=total) if bar else None
-        yield lambda count: bar.advance(task, count) if bar and task is not None else None
+    with _bar(*columns) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 class _SpeedColumn(ProgressColumn):

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cnnjob import __version__, files
 from cnnjob.data.prepare.download import cache_folder
 from cnnjob.data.prepare.folders.options import FolderOptions
-from cnnjob.data.prepare.folders.tree import FolderTree, Stamp, stamp_of
+from cnnjob.data.prepare.folders.tree import FolderTree, Listing, Stamp, stamp_of
+from cnnjob.data.prepare.writer import DatasetContents
 from cnnjob.errors import CnnjobError
 
 _SETTLED_SECONDS = 2.0
@@ -41,22 +41,23 @@ class Remembered:
     version: str = __version__
 
 
-def fingerprint(source: Path, options: FolderOptions) -> str | None:
-    """Return a digest of the names, sizes, inodes and times of a source's files, and of the options.
+def fingerprint(source: Path, options: FolderOptions, time_ns: int, listing: Listing | None = None) -> str | None:
+    """Return a digest of the names, sizes, inodes and times of a source's files and folders, and of the options.
 
     Args:
         source: a file or a folder.
         options: how the source is read; the table of labels is treated as one of the source's files.
+        time_ns: time before which nothing has been read, in nanoseconds since 1970.
+        listing: the files in the folder, with the stamps of those that have been read; None if nothing has been read.
 
     Returns:
-        The digest. None if the source cannot be listed, or if a file was changed so recently that another change might
-        not alter the recorded change time.
+        The digest. None if the source cannot be listed, or if a file or folder was changed so late that what was read
+        may be older, or that another change might not alter the recorded change time.
     """
-    now_ns = time.time_ns()
-    settled_ns = now_ns - int(1e9 * _SETTLED_SECONDS)
-    digest = hashlib.sha256(repr((options.as_json(), options.skip_damaged)).encode())
+    settled_ns = time_ns - int(1e9 * _SETTLED_SECONDS)
+    digest = hashlib.sha256(repr((options.as_json(), options.skip_damaged, str(source.resolve()))).encode())
     try:
-        for name, stamp in _stamps(source, options):
+        for name, stamp in _stamps(source, options, listing):
             if stamp is None or stamp[-1] > settled_ns:
                 return None
             digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
@@ -65,48 +66,56 @@ def fingerprint(source: Path, options: FolderOptions) -> str | None:
     return digest.hexdigest()
 
 
-def _stamps(source: Path, options: FolderOptions) -> Iterator[tuple[str, Stamp | None]]:
+def _stamps(source: Path, options: FolderOptions, listing: Listing | None) -> Iterator[tuple[str, Stamp | None]]:
     if options.labels:
         yield str(options.labels.resolve()), stamp_of(options.labels.stat())
     if not source.is_dir():
-        yield str(source.resolve()), stamp_of(source.stat())
+        yield "", stamp_of(source.stat())
         return
     tree = FolderTree(source)
-    listing = tree.list()
-    yield str(source.resolve()), (0, 0, 0, 0)
-    for name in listing.folders:
-        yield name, (0, 0, 0, 0)
-    for name in (*listing.files, *listing.left_out):  # files left out include arrays and tables
-        yield name, tree.stamp(name)
+    listing = listing or tree.list()
+    for name in ("", *listing.folders, *listing.files, *listing.left_out):  # the last include arrays and tables
+        yield name, listing.stamps.get(name) or tree.stamp(name)
 
 
-def recall(out: Path, found: str | None) -> Remembered | None:
+def recall(out: Path, source: Path, options: FolderOptions) -> Remembered | None:
     """Return the record of a dataset's source, if the source has not changed.
 
     Args:
         out: the dataset's file.
-        found: the current fingerprint of the source.
+        source: a file or a folder.
+        options: how the source is read.
 
     Returns:
         The record; None if no record exists, or if the source or the package's version has changed.
     """
-    if found is None or not (path := _record_of(out)).exists():
-        return None
     try:
-        remembered = Remembered(**files.read_json(path))
-    except (CnnjobError, TypeError):  # damaged, or written by another version
+        remembered = Remembered(**files.read_json(_record_of(out)))
+    except (CnnjobError, TypeError):  # missing, damaged, or written by another version
         return None
     # The same files may be read differently by another version of the code.
-    return remembered if (remembered.fingerprint, remembered.version) == (found, __version__) else None
+    is_same = remembered.version == __version__
+    return remembered if is_same and remembered.fingerprint == fingerprint(source, options, time.time_ns()) else None
 
 
-def remember(out: Path, remembered: Remembered) -> None:
-    """Store the record of a dataset's source; do nothing if the cache cannot be written to."""
+def remember(out: Path, source: Path, options: FolderOptions, contents: DatasetContents, started_ns: int) -> None:
+    """Store the record of a source that has been read; do nothing if the cache cannot be written to.
+
+    Args:
+        out: the dataset's file.
+        source: a file or a folder.
+        options: how the source was read.
+        contents: what the source contains.
+        started_ns: time before reading began, in nanoseconds since 1970.
+    """
+    found = fingerprint(source, options, started_ns, contents.listing)
+    if found is None:
+        return
+    record = Remembered(found, contents.sha256, contents.description, [*contents.warnings])
     path = _record_of(out)
-    content: dict[str, Any] = asdict(remembered)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, content)
+        files.write_json(path, asdict(record))
     except (OSError, CnnjobError):
         return
 

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from cnnjob.data.dataset import ARRAYS, FORMAT, SEAL, SPLITS, TRAINING_IMAGES, Moments, digest_of, seal_of
+from cnnjob.data.prepare.folders.tree import Listing
 from cnnjob.data.prepare.output_path import target_of
 from cnnjob.errors import DataError
 from cnnjob.files import canonical_json, no_fence, whole
@@ -65,6 +66,7 @@ class DatasetContents:
         remarks: notes for the user on how images were read, each with the number of images concerned; complete once
             all blocks have been read.
         n_images: total number of images in all splits; None if not known before they are read.
+        listing: the files in the source; None unless it is a folder of images.
     """
 
     class_names: tuple[str, ...]
@@ -76,6 +78,7 @@ class DatasetContents:
     bases: tuple[Path, ...] = ()
     remarks: Counter[str] = field(default_factory=Counter)
     n_images: int | None = None
+    listing: Listing | None = None
 
 
 def write(

@@ -267,6 +267,7 @@ def read_folder(
         *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),
     )
+    listing.stamps |= {image.name: image.stamp for images in found.splits.values() for image in images}
     blocks = chunks(tree, found, shape, options, listing.files)
     return DatasetContents(
         layout.class_names,
@@ -278,6 +279,7 @@ def read_folder(
         tuple(tree.root / base for base in layout.bases),
         found.remarks,
         sum(map(len, found.splits.values())),
+        listing,
     )
 
 

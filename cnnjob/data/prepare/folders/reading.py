@@ -9,7 +9,8 @@ import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NoReturn, TypeVar
@@ -21,15 +22,15 @@ from cnnjob.data.image_limits import decoding_limits
 from cnnjob.data.images import Header, Picture, fit_pixels, header, inspect_image, read_picture
 from cnnjob.data.prepare.folders.layout import FolderLayout
 from cnnjob.data.prepare.folders.options import FolderOptions
-from cnnjob.data.prepare.folders.parallel import worker_processes
+from cnnjob.data.prepare.folders.parallel import SharedMemory, worker_processes
 from cnnjob.data.prepare.folders.tree import FolderTree, Stamp
-from cnnjob.data.prepare.progress import image_bar
 from cnnjob.data.prepare.writer import Chunk
 from cnnjob.errors import DataError, plural
 
 _JPEG = b"\xff\xd8\xff"
 _FEW_PIXELS = 64 * 64
 """Maximum height times width of an image that is decoded during the survey."""
+_N_COLOURS = 3
 _MAX_KEPT_BYTES = 128 << 20
 """Maximum total size of the pixels that the survey keeps in memory, in bytes."""
 _SURVEY_TASK, _DECODE_TASK = 128, 16
@@ -126,29 +127,35 @@ def survey(tree: FolderTree, layout: FolderLayout, options: FolderOptions, *, pr
         for name in names
     ]
     tasks = [*_tasks(files, _SURVEY_TASK)]
-    kept_bytes = 0
+    memory = SharedMemory(min(_MAX_KEPT_BYTES, len(files) * _FEW_PIXELS * _N_COLOURS))
     result.splits = {split: [] for split in layout.splits}
     with (
-        worker_processes(_n_processes(len(files)), tree) as work,
-        image_bar("survey", len(files), shown=progress) as advance,
+        worker_processes(_n_processes(len(files)), (tree, memory)) as work,
+        _survey_bar(len(files), shown=progress) as advance,
     ):
         results = work(_examine_files, (([name for _, _, name in task], options) for task in tasks))
-        for task, (examined, stacks) in zip(tasks, results, strict=True):
-            rows = {shape: iter(stack) for shape, stack in stacks.items()}
+        for task, (examined, stored) in zip(tasks, results, strict=True):
+            rows = {shape: iter(memory.at(start, (count, *shape))) for shape, (start, count) in stored.items()}
             for (split, label, name), found in zip(task, examined, strict=True):
                 if isinstance(found, str):
                     result.faults[name] = found
                     continue
                 digest, stamp, head, remarks, shape = found
                 image = ImageFile(name, label, digest, stamp)
-                pixels = next(rows[shape]) if shape else None
-                if pixels is not None and kept_bytes + pixels.nbytes <= _MAX_KEPT_BYTES:
-                    image.pixels, image.remarks = pixels, remarks
-                    kept_bytes += pixels.nbytes
+                if shape in rows:
+                    image.pixels, image.remarks = next(rows[shape]), remarks
                 result.splits[split].append(image)
                 result.add(head, name)
             advance(len(task))
     return result
+
+
+def _survey_bar(n_files: int, *, shown: bool) -> AbstractContextManager[Callable[[int], object]]:
+    if not shown:
+        return nullcontext(lambda _count: None)
+    from cnnjob.data.prepare.progress import image_bar  # noqa: PLC0415
+
+    return image_bar("survey", n_files)
 
 
 def _tasks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
@@ -161,16 +168,16 @@ def _n_processes(n_files: int) -> int:
 
 
 def _examine_files(
-    tree: FolderTree, task: tuple[Iterable[str], FolderOptions]
-) -> tuple[list[_Examined | str], dict[_Shape, np.ndarray]]:
+    state: tuple[FolderTree, SharedMemory], task: tuple[Iterable[str], FolderOptions]
+) -> tuple[list[_Examined | str], dict[_Shape, tuple[int, int]]]:
     """Examine files in a worker process.
 
     Returns:
-        For each file, the survey result, or a string that describes why the file is unusable; and the pixels of the
-        decoded images, in the order of the files, as one array (N, H, W, C) per shape. Separate arrays would be slow,
-        since pickling an array takes as long as reading a small file.
+        For each file, the survey result, or a string that describes why the file is unusable; and for each shape
+        (H, W, C) of decoded images, their position in the shared memory and their number. They are in the order of the
+        files; a shape for which there was no room is missing.
     """
-    names, options = task
+    (tree, memory), (names, options) = state, task
     results: list[_Examined | str] = []
     pixels: dict[_Shape, list[np.ndarray]] = defaultdict(list)
     headers: dict[Header, Header] = {}
@@ -187,7 +194,8 @@ def _examine_files(
             else:
                 results.append((digest, stamp, head, tuple(picture.remarks()), picture.pixels.shape))
                 pixels[picture.pixels.shape].append(picture.pixels)
-    return results, {shape: np.stack(some) for shape, some in pixels.items()}
+    starts = {shape: memory.store(some) for shape, some in pixels.items()}
+    return results, {shape: (start, len(pixels[shape])) for shape, start in starts.items() if start is not None}
 
 
 def _examine_file(tree: FolderTree, name: str, options: FolderOptions) -> tuple[bytes, Stamp, Header, Picture | None]:

@@ -52,12 +52,16 @@ class Listing:
         left_out: files and folders that are not used: hidden ones, those created by desktop environments or archive
             programs, and files whose names show that they are not images.
         remarks: remarks for the user on how the listing was read.
+        stamps: stamps of the files that have been read so far, by path (see :func:`stamp_of`).
+        unusual: paths of files that are links, pipes or devices.
     """
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    stamps: dict[str, Stamp] = field(default_factory=dict)
+    unusual: set[str] = field(default_factory=set)
 
     def add_file(self, path: str) -> None:
         """Add a file whose parent folders are all visible."""
@@ -72,6 +76,7 @@ class FolderTree:
     def __init__(self, root: Path) -> None:
         """Store the path of the folder; nothing is read yet."""
         self.root = root
+        self._unusual: set[str] | None = None  # as in the last listing
 
     def list(self) -> Listing:
         """Return a listing of all files and folders in the tree.
@@ -81,6 +86,7 @@ class FolderTree:
         """
         listing = Listing()
         _add_contents(self.root, "", (_inode(self.root),), [0], listing)
+        self._unusual = listing.unusual
         return listing
 
     def path(self, name: str) -> Path:
@@ -98,8 +104,10 @@ class FolderTree:
             DataError: the file is missing, cannot be read, or is not a regular file.
         """
         path = f"{self.root}/{name}"  # pathlib and Python's file objects take as long as decoding a small image
+        # Merely opening a device can affect it, and a link may point to one.
+        is_listed = self._unusual is not None and name not in self._unusual
         try:
-            is_regular = S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+            is_regular = is_listed or S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC) if is_regular else -1
         except OSError:
             descriptor = -1
@@ -107,6 +115,8 @@ class FolderTree:
             open_regular(Path(path)).close()  # raises an error that states the cause
         try:
             status = os.fstat(descriptor)
+            if not S_ISREG(status.st_mode):  # replaced since it was listed
+                open_regular(Path(path)).close()
             content = os.read(descriptor, status.st_size + 1) if status.st_size <= MAX_CONTENT_BYTES else None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}). Repair or remove it") from error
@@ -161,6 +171,8 @@ def _add_contents(folder: Path, prefix: str, above: tuple[Inode, ...], n_linked:
         path = prefix + entry.name
         if not _is_folder(entry):
             listing.add_file(path)
+            if not entry.is_file(follow_symlinks=False):
+                listing.unusual.add(path)
             continue
         if not is_visible(entry.name):
             listing.left_out.append(path)
