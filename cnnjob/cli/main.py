@@ -132,7 +132,9 @@ class _PlainValue:
         """Return a parameter's value; what is neither a string nor a path is converted by typer."""
         if value is None or isinstance(value, self._kind):
             return value
-        return Path(value) if self._kind is Path else self._full_conversion().coerce(value, param=param, ctx=ctx)
+        if self._kind is Path:
+            return Path(value)
+        return self._full_conversion().coerce(value, param=param, ctx=ctx)
 
 
 class Command(_Light, typer.core.TyperCommand):
