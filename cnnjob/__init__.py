@@ -20,6 +20,7 @@ _HOMES = {
     "SchedulerError": "errors",
     "TrainingError": "errors",
     "evaluate": "api",
+    "predict": "api",
     "prepare": "api",
     "report": "api",
     "submit": "api",

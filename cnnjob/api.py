@@ -1,8 +1,8 @@
-"""The public functions for notebooks and scripts: prepare, train, submit, evaluate, report.
+"""The public functions for notebooks and scripts: prepare, train, submit, predict, evaluate, report.
 
 They do the same as the commands with the same names, but print nothing, except that training shows a progress bar in a
-notebook. By default, they use the same folders: ``data/`` for datasets, ``runs/`` for runs and ``report/`` for the
-report.
+notebook and one line per epoch elsewhere. By default, they use the same folders: ``data/`` for datasets, ``runs/`` for
+runs and ``report/`` for the report.
 """
 
 import warnings
@@ -21,12 +21,15 @@ from cnnjob.reporting.report import Report
 from cnnjob.runs.creation import describe_replaced_runs
 from cnnjob.runs.initial import find_initial
 from cnnjob.runs.run import Run
+from cnnjob.runs.summary import resolve_run
 from cnnjob.slurm.scheduler.client import job_is_over
 from cnnjob.training import train as training
 from cnnjob.training.default_job import load_job
 from cnnjob.training.inference import evaluation
+from cnnjob.training.inference import predict as inference
 from cnnjob.training.inference.evaluation import Evaluation
-from cnnjob.training.progress import NotebookBar, ProgressCallback
+from cnnjob.training.inference.predict import Prediction
+from cnnjob.training.progress import EpochLines, NotebookBar, ProgressCallback
 from cnnjob.training.setup import TrainingSetup
 
 DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
@@ -77,8 +80,8 @@ def train(
         job: a job, a job name or a job file.
         data: the folder that contains the job's dataset.
         runs: the runs folder.
-        progress: receives progress events; by default, a progress bar in a notebook, and nothing elsewhere. False
-            shows no progress bar.
+        progress: receives progress events; by default, a progress bar in a notebook, and elsewhere, one line per
+            epoch on stderr. False shows nothing.
 
     Returns:
         The run. Its state is ``finished``, or ``stopped`` if a stop was requested by a signal other than Ctrl-C; the
@@ -90,8 +93,8 @@ def train(
     """
     setup, run = _set_up(job, data, runs)
     _warn_of_older([run])
-    if progress is None and NotebookBar.is_possible():
-        progress = NotebookBar()
+    if progress is None:
+        progress = NotebookBar() if NotebookBar.is_possible() else EpochLines()
     outcome = training.train(run, progress or None, setup=setup, job_is_over=job_is_over)
     if outcome.why == "stopped: SIGINT":  # the caller's next lines need a finished run
         raise KeyboardInterrupt(f"{run.path}: stopped, and all work is saved. Train the job again to resume")
@@ -137,23 +140,55 @@ def submit(
     return [run for _, run in pairs]
 
 
+def predict(
+    run: Run | str, images: Any, *, data: Path | None = None, runs: Path = RUNS, invert: bool = False
+) -> list[Prediction]:
+    """Predict the classes of images.
+
+    Args:
+        run: a finished run, or an unfinished one, whose best weights so far are used; or its folder, its name, the
+            beginning of its name, or ``latest``.
+        images: one of the following, or a list of them: an address in the run's dataset, such as ``test:17``; an image
+            file; a folder of image files; an ``.npy`` file; or an array, uint8 (H, W, C) or (N, H, W, C), without C if
+            the images are grey. Image files are scaled to the size of the training images; arrays must have that size.
+        data: the folder that contains the run's dataset; by default, the folder recorded in the run.
+        runs: the folder in which the run is looked up by name.
+        invert: True to invert all pixels (255 − x) first, for example for dark digits on a light background.
+
+    Returns:
+        One prediction per image, in order. Its ``remarks`` include a warning if the image's background or contrast is
+        unlike that of the training images.
+
+    Raises:
+        DataError: the run has no weights yet, or an image or the dataset is missing or cannot be used.
+        JobError: an address does not refer to an image, or the names of several runs begin with ``run``.
+    """
+    given = images if isinstance(images, list | tuple) else [images]
+    words = [image if hasattr(image, "dtype") else str(image) for image in given]
+    found = _find_run(run, runs)
+    return inference.predict(found, words, data, invert=invert, say=warnings.warn)
+
+
 def evaluate(
-    run: Run, on: Dataset | str, split: str = "test", *, data: Path = DATA, backend: str = "auto"
-) -> Evaluation:
+    run: Run | str, on: Dataset | str, split: str = "test", *, data: Path = DATA, runs: Path = RUNS,
+    backend: str = "auto",
+) -> Evaluation:  # fmt: skip
     """Evaluate a finished run on a prepared dataset, and write the metrics to ``evaluations/`` in the run's folder.
 
     Args:
-        run: a finished run.
+        run: a finished run; or its folder, its name, the beginning of its name, or ``latest``.
         on: a dataset, the name of a dataset in ``data``, or the path of an ``.h5`` file. The shape of its images and
             the number of its classes must be those of the network.
         split: ``train``, ``val`` or ``test``.
         data: the folder in which the dataset is looked up by name.
+        runs: the folder in which the run is looked up by name.
         backend: ``numpy``, ``cuda``, or ``auto``: a GPU if one can be used and the run's job does not ask for NumPy.
 
     Returns:
         The metrics and the confusion matrix.
     """
-    return evaluation.evaluate(run, Dataset.find(on, data) if isinstance(on, str) else on, split, backend=backend)
+    dataset = Dataset.find(on, data) if isinstance(on, str) else on
+    return evaluation.evaluate(_find_run(run, runs), dataset, split, backend=backend)
 
 
 def report(
@@ -175,6 +210,10 @@ def report(
     """
     formats = check_formats((FORMATS if figures else ()) if isinstance(figures, bool) else figures)
     return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out, formats=formats)
+
+
+def _find_run(run: Run | str, runs: Path) -> Run:
+    return Run(resolve_run(Path(run), runs)) if isinstance(run, str) else run
 
 
 def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:

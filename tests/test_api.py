@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cnnjob
@@ -30,6 +31,56 @@ def test_the_verbs_do_what_the_commands_do() -> None:
     assert ([row["run"] for row in reported.rows], Path("some/index.html").exists()) == ([stopped.name], True)
     drawn = cnnjob.report([stopped], Path("some"), figures=["pdf"])
     assert {path.suffix for path in drawn.files} & {".png", ".svg", ".pdf"} == {".pdf"}
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_script_sees_one_line_per_epoch_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    cnnjob.train(cnnjob.Job.load("toy.toml", ["train.epochs=2"]))
+    shown = capfd.readouterr()
+    assert not shown.out
+    assert [line.partition(":")[0] for line in shown.err.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2", "epoch 2/2",
+    ]  # fmt: skip
+    cnnjob.train(cnnjob.Job.load("toy.toml", ["train.epochs=1"]), progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_predict_takes_addresses_files_and_arrays(tmp_path: Path) -> None:
+    run = cnnjob.train(cnnjob.Job.load("toy.toml", ["train.epochs=1"]), progress=False)
+    images, labels = cnnjob.Dataset.open(Path("data/toy.h5")).load("test")
+    first, second = cnnjob.predict(run, ["test:0", "test:1"])
+    toy = cnnjob.Dataset.open(Path("data/toy.h5"))
+    assert [first.true_class, second.true_class] == [toy.class_names[label] for label in labels[:2]]
+    assert (
+        repr(first)
+        == f"Prediction of test:0: {first.class_name} {first.probability:.3f}, true class {first.true_class}"
+    )
+    np.save(tmp_path / "two.npy", images[:2])
+    for given in (images[:2], images[:2, :, :, 0], [images[0], images[1, :, :, 0]], tmp_path / "two.npy"):
+        found = cnnjob.predict("latest", given)
+        assert [each.probabilities for each in found] == [first.probabilities, second.probabilities]
+    assert [each.image for each in cnnjob.predict(run.name[:6], [images[0], images[1]])] == ["array[0]", "array[1]"]
+    assert cnnjob.predict(run, 255 - images[0], invert=True)[0].probabilities == first.probabilities
+    for wrong in (images[:2].astype(np.float32), images[:, :3], images[0, 0]):
+        with pytest.raises(DataError, match=r"^images: the network requires uint8 .6, 6, 1. or .N, 6, 6, 1. .found "):
+            cnnjob.predict(run, wrong)
+    assert cnnjob.evaluate("latest", "toy").overall[0] == run.result()["test_accuracy"]
+    with pytest.raises(DataError, match="gone: no such run"):
+        cnnjob.predict("gone", "test:0")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_predict_with_the_best_weights_so_far_warns() -> None:
+    class StopsInTheSecondEpoch(NoProgress):
+        def step(self, epoch: int, step: int) -> None:
+            if epoch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = cnnjob.train(cnnjob.Job.load("toy.toml"), progress=StopsInTheSecondEpoch())
+    with pytest.warns(UserWarning, match="not finished; using its best weights so far, those of epoch 1"):
+        [found] = cnnjob.predict(run, "test:0")
+    assert abs(sum(found.probabilities.values()) - 1) < 1e-5
 
 
 @pytest.mark.usefixtures("no_slurm")

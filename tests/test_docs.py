@@ -40,6 +40,7 @@ def test_the_names_of_the_notebook_are_public() -> None:
         "prepare",
         "train",
         "submit",
+        "predict",
         "evaluate",
         "report",
         "Job",

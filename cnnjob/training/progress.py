@@ -56,6 +56,14 @@ class NoProgress:
         """Do nothing."""
 
 
+class EpochLines(NoProgress):
+    """A callback that prints the lines of the log to stderr: one per epoch, and warnings."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - what a script shows by default
+
+
 class SafeProgress:
     """A wrapper that passes events on to a callback and ignores the callback's output errors.
 

@@ -19,6 +19,7 @@ from cnnjob.training.stopping import Deadline
 from cnnjob.training.train import train
 from tests.helpers.fake_slurm import NO_ANSWER, FakeSlurm, slurm_time
 from tests.helpers.run_folders import owner_record
+from tests.helpers.toy_jobs import job as toy_job
 from tests.helpers.toy_jobs import trained
 
 
@@ -34,6 +35,20 @@ def test_when_the_job_ends(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) ->
         slurm.install(scontrol=answer)
         assert deadlines.read_first_end() == end
         assert deadlines.query_end() == end
+
+
+def test_the_log_of_a_long_epoch_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(0, 10_000, 100))  # every look at the clock takes 100 s
+    lines = node_task.LogLines(lambda: next(clock))
+    job = toy_job()
+    lines.start(job, 1200)
+    for step in range(1001, 1007):
+        lines.loss(1.25)
+        lines.step(1, step)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"epoch 1/{job.train.epochs}, step 1,003/1,200: loss 1.2500",
+        f"epoch 1/{job.train.epochs}, step 1,006/1,200: loss 1.2500",
+    ]
 
 
 @pytest.mark.parametrize(

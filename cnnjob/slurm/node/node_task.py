@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -27,7 +28,7 @@ from cnnjob.slurm.job_index import number_of
 from cnnjob.slurm.node import deadlines
 from cnnjob.slurm.scheduler import client
 from cnnjob.slurm.submit import code_snapshot
-from cnnjob.training.progress import NoProgress
+from cnnjob.training.progress import NoProgress, format_loss
 from cnnjob.training.setup import TrainingSetup
 from cnnjob.training.staging import STAGE, stage_dataset
 from cnnjob.training.stopping import Deadline
@@ -35,6 +36,8 @@ from cnnjob.training.train import Outcome, train
 
 LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
 """Maximum time that a job waits for a later job to release the run, and the pause between two attempts."""
+PROGRESS_SECONDS = 300.0
+"""Minimum time between two lines about the steps of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,33 @@ def _has_later_job(run: Run) -> bool:
 
 
 class LogLines(NoProgress):
-    """A progress callback that prints one line per epoch to the job's log."""
+    """A progress callback that prints one line per epoch to the job's log, and more lines during a long epoch."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create the callback.
+
+        Args:
+            clock: returns the current time in seconds.
+        """
+        self._clock, self._printed = clock, clock()
+        self._epochs = self._steps = 0
+        self._loss = ""
 
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, flush=True)  # noqa: T201
+        self._printed = self._clock()
 
     def start(self, job: Job, steps: int) -> None:
         """Print the number of epochs, the number of steps per epoch, and the current time."""
+        self._epochs, self._steps = job.train.epochs, steps
         self.say(f"{job.train.epochs} epochs of {steps} steps, {time.strftime('%F %T')}")
+
+    def loss(self, loss: float) -> None:
+        """Store the loss of a step."""
+        self._loss = f": loss {format_loss(loss)}"
+
+    def step(self, epoch: int, step: int) -> None:
+        """Print the step if nothing has been printed for ``PROGRESS_SECONDS``."""
+        if self._clock() - self._printed >= PROGRESS_SECONDS:
+            self.say(f"epoch {epoch}/{self._epochs}, step {step:,}/{self._steps:,}{self._loss}")

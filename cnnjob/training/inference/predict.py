@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnjob.data.background import SAMPLED, Difference, UsualBackground
 from cnnjob.data.dataset import SPLITS, Dataset
-from cnnjob.errors import DataError, JobError, plural
+from cnnjob.errors import DataError, JobError, plural, printable
 from cnnjob.files import read_bytes
 from cnnjob.runs.creation import open_run_dataset
 from cnnjob.runs.npz import array_from_bytes
@@ -31,7 +31,7 @@ class Prediction:
     """The class probabilities of one image."""
 
     image: str
-    """The image's file (for an array file, with the image's index), or the image's address in the dataset."""
+    """The image's file (for an array file, with the image's index), its address in the dataset, or ``array[0]``, …."""
     probabilities: dict[str, float]
     """The probability of each class, in 0..1, most probable first."""
     true_class: str | None
@@ -40,6 +40,11 @@ class Prediction:
     """Original height and width of an image file that was scaled to the network's input size."""
     remarks: tuple[str, ...] = ()
     """Other changes made to an image file, such as filling transparent pixels with the background, and warnings."""
+
+    def __repr__(self) -> str:
+        """Return the image, the most probable class with its probability, and the true class if known, on one line."""
+        truth = "" if self.true_class is None else f", true class {printable(self.true_class)}"
+        return f"Prediction of {printable(self.image)}: {printable(self.class_name)} {self.probability:.3f}{truth}"
 
     @property
     def class_name(self) -> str:
@@ -54,7 +59,7 @@ class Prediction:
 
 def predict(
     run: Run,
-    images: Sequence[str],
+    images: Sequence[str | np.ndarray[Any, Any]],
     data: Path | None = None,
     *,
     invert: bool = False,
@@ -66,8 +71,8 @@ def predict(
         run: a finished run, or an unfinished one with a checkpoint after its first epoch, whose best weights so far are
             used.
         images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
-            network's input size; folders of image files, including their subfolders; or ``.npy`` files of uint8 (H, W),
-            (H, W, C) or (N, H, W, C) of exactly that size.
+            network's input size; folders of image files, including their subfolders; or ``.npy`` files or arrays, uint8
+            (H, W, C) or (N, H, W, C) of exactly that size, or without C if the images are grey.
         data: the folder that contains the dataset; by default, the folder recorded in the run.
         invert: True to invert all pixels (255 − x) first.
         say: receives messages for the user, for example if the run is unfinished.
@@ -77,8 +82,8 @@ def predict(
         warning if the image's background or contrast is unlike that of the training images.
 
     Raises:
-        DataError: the run has no weights yet or is damaged; the network's outputs overflow; a file is not a usable
-            image; a folder has no images; or the dataset is missing, damaged or not the run's dataset.
+        DataError: the run has no weights yet or is damaged; the network's outputs overflow; a file or an array is not a
+            usable image; a folder has no images; or the dataset is missing, damaged or not the run's dataset.
         JobError: an address does not refer to an image.
     """
     require_run(run)
@@ -102,12 +107,14 @@ def predict(
     return predictions
 
 
-def _usual_background(run: Run, images: Sequence[str], data: Path | None) -> UsualBackground | None:
+def _usual_background(
+    run: Run, images: Sequence[str | np.ndarray[Any, Any]], data: Path | None
+) -> UsualBackground | None:
     """Return the usual backgrounds and contrasts of the training images, measured in a sample.
 
     None if all images are from the run's own dataset, or if the dataset is not available.
     """
-    if all(_ADDRESS.fullmatch(image) for image in images):
+    if all(isinstance(image, str) and _ADDRESS.fullmatch(image) for image in images):
         return None
     with suppress(DataError, OSError):  # prediction works without the dataset
         stored = _open_dataset(run, data).stored("train")
@@ -135,11 +142,18 @@ class _Image(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def _load_images(run: Run, images: Sequence[str], data: Path | None, say: Callable[[str], object]) -> Iterator[_Image]:
-    """Yield the images that ``images`` specifies by files, folders or addresses in the dataset, in the given order."""
+def _load_images(
+    run: Run, images: Sequence[str | np.ndarray[Any, Any]], data: Path | None, say: Callable[[str], object]
+) -> Iterator[_Image]:
+    """Yield the images that are given as arrays, files, folders or addresses in the dataset, in the given order."""
     dataset, shape = None, tuple(run.data()["image_shape"])
     verified: set[str] = set()  # checking a split against its digest reads all of it, so it is done once
+    numbers = count()
     for image in images:
+        if isinstance(image, np.ndarray):
+            for pixels in _require_shape(image, shape, "images"):
+                yield _Image(f"array[{next(numbers)}]", pixels)
+            continue
         if address := _ADDRESS.fullmatch(image):
             if dataset is None:
                 dataset = _open_dataset(run, data)
@@ -243,12 +257,15 @@ def read_image_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray[Any,
         array = array_from_bytes(memoryview(read_bytes(path, _MOST_ARRAY_BYTES)))
     except ValueError as error:
         raise DataError(f"{path}: not readable as an array ({error}). Save uint8 images with numpy.save") from error
-    accepted = [shape, (len(array) if array.ndim else 0, *shape)]
-    if shape[2] == 1:
-        accepted.append(shape[:2])
-    if array.dtype != np.uint8 or array.shape not in accepted or not array.size:
+    return _require_shape(array, shape, str(path))
+
+
+def _require_shape(array: np.ndarray[Any, Any], shape: tuple[int, int, int], where: str) -> np.ndarray[Any, Any]:
+    """Return one or more images as (N, H, W, C); refuse an array of a different type or shape."""
+    accepted = [shape, shape[:2]] if shape[2] == 1 else [shape]
+    if array.dtype != np.uint8 or not array.size or not {array.shape, array.shape[1:]} & {*accepted}:
         raise DataError(
-            f"{path}: the network requires uint8 {shape} or (N, {', '.join(map(str, shape))}) (found {array.dtype} "
+            f"{where}: the network requires uint8 {shape} or (N, {', '.join(map(str, shape))}) (found {array.dtype} "
             f"{array.shape}). Convert the array"
         )
     return array.reshape(-1, *shape)
