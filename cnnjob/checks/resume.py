@@ -41,7 +41,7 @@ STEP_BYTES = 8
 def shorten_job(job: Job, dataset: Dataset, steps: int) -> Job:
     """Return the job with just enough epochs for ``steps`` steps: at least one, and no more than the job has."""
     epochs = max(1, -(-steps // max(1, steps_per_epoch(job, dataset))))
-    return _with(job, epochs=min(job.train.epochs, epochs))
+    return _with_train_settings(job, epochs=min(job.train.epochs, epochs))
 
 
 def steps_per_epoch(job: Job, dataset: Dataset) -> int:
@@ -51,10 +51,10 @@ def steps_per_epoch(job: Job, dataset: Dataset) -> int:
 
 def save_often(job: Job, seconds: float) -> Job:
     """Return a copy of a job in which the checkpoint interval is at most ``seconds``."""
-    return _with(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
+    return _with_train_settings(job, checkpoint_seconds=min(job.train.checkpoint_seconds, seconds))
 
 
-def _with(job: Job, **changes: Any) -> Job:
+def _with_train_settings(job: Job, **changes: Any) -> Job:
     return job.model_copy(update={"train": job.train.model_copy(update=changes)})
 
 

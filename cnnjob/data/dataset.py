@@ -207,8 +207,9 @@ class Dataset:
         for name, found, expected in (("mean", self.mean, mean), ("std", self.std, std)):
             if found != expected:
                 raise DataError(
-                    f"{self.path}: the attribute {name} does not match the training images (found {_said(found)}; "
-                    f"expected {_said(expected)}). Prepare the dataset again with --force"
+                    f"{self.path}: the attribute {name} does not match the training images (found "
+                    f"{_format_per_channel(found)}; expected {_format_per_channel(expected)}). Prepare the "
+                    "dataset again with --force"
                 )
 
     def labels(self, split: str) -> np.ndarray:
@@ -353,7 +354,7 @@ def require_class_names(names: Sequence[str]) -> None:
         raise ValueError(f"two classes have the same name (found {twice!r})")
 
 
-def _said(values: tuple[float, ...]) -> str:
+def _format_per_channel(values: tuple[float, ...]) -> str:
     return ", ".join(map(repr, values))
 
 

@@ -167,7 +167,7 @@ class OneOf(Settings):
         return next(key for key in type(self).model_fields if getattr(self, key) is not None)
 
     @model_serializer(mode="wrap")
-    def _only_what_is_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _dump_without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Without the other kinds' None values, a dump can be written as TOML and read back.
         return {key: value for key, value in handler(self).items() if value is not None}
 

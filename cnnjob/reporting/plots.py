@@ -178,7 +178,7 @@ def learning_curves(rows: Sequence[Panels]) -> "Figure":
 
     left, width, gap, height, above, below = 0.9, 2.8, 1.0, 2.4, 0.5, 0.65  # inches
     n_panels = max(len(row.lines) for row in rows)
-    keys = [_key(row) for row in rows]
+    keys = [_legend_entries(row) for row in rows]
     letters = max(len(label) for key in keys for label in key)
     right = left + n_panels * width + (n_panels - 1) * gap
     figure = Figure(figsize=(right + 0.7 + letters * _LETTER, len(rows) * (above + height + below)))
@@ -194,13 +194,13 @@ def learning_curves(rows: Sequence[Panels]) -> "Figure":
     return figure
 
 
-def _key(row: Panels) -> dict[str, Any]:
+def _legend_entries(row: Panels) -> dict[str, Any]:
     """Return the legend of a row of panels: for each label, the artist that is shown beside it."""
     from matplotlib.lines import Line2D
 
     labelled = [line for line in next(iter(row.lines.values())) if line.label]
     ordered = sorted(labelled, key=lambda line: (line.colour is None, line.colour))  # not in the order of painting
-    key = {_short_label(line.label): Line2D([], [], **_look(line)) for line in ordered}
+    key = {_short_label(line.label): Line2D([], [], **_line_properties(line)) for line in ordered}
     if row.best_epoch is not None:
         key["best epoch"] = Line2D([], [], **_STAR)
     if row.restarts:
@@ -208,7 +208,7 @@ def _key(row: Panels) -> dict[str, Any]:
     return key
 
 
-def _look(line: Line) -> dict[str, Any]:
+def _line_properties(line: Line) -> dict[str, Any]:
     """Return the Matplotlib line properties that match the page's style sheet."""
     width = {"mean": 1.5, "dashed": 1.1, "thin": 0.75}[line.style]  # points
     dash = TRAINING_DASH if line.style == "dashed" else DASHES[line.colour or 0] if line.style == "mean" else ()
@@ -225,12 +225,12 @@ def _panel(axes: "Axes", row: Panels, measure: Measure, lines: Sequence[Line]) -
 
     n_bands = sum(line.half_width is not None for line in lines)
     for line in lines:
-        look = _look(line)
+        properties = _line_properties(line)
         if line.half_width is not None:
             low, high = line.y - line.half_width, line.y + line.half_width
-            axes.fill_between(line.x, low, high, color=look["color"], alpha=min(0.18, 0.5 / n_bands), linewidth=0)
+            axes.fill_between(line.x, low, high, color=properties["color"], alpha=min(0.18, 0.5 / n_bands), linewidth=0)
         is_point = len(finite_points(line)[0]) == 1  # a line through a single epoch would be invisible
-        axes.plot(line.x, line.y, marker="o" if is_point else "", **look)
+        axes.plot(line.x, line.y, marker="o" if is_point else "", **properties)
     if row.best_epoch is not None and measure != "learning rate":
         height = np.interp(row.best_epoch, lines[-1].x, lines[-1].y)
         axes.plot([row.best_epoch], [height], zorder=3, **_STAR)

@@ -18,7 +18,7 @@ from tests.nn.bench import distance
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
 
-from cnnjob.checks.benchmarks.torch_networks import back, fill, module_of, optimiser_like, tensors  # noqa: E402
+from cnnjob.checks.benchmarks.torch_networks import fill, from_torch_order, module_of, optimiser_like, tensors  # noqa: E402
 
 STEPS, RATE = 10, 0.002
 COUNT = 8
@@ -84,13 +84,13 @@ class Match:
         zero = ZERO * max(np.abs(array).max() for array in gradients.values())
         for name, tensor, axes in tensors(self.module, self.network.layers):
             if tensor.grad is not None:
-                found, wanted = gradients[name], back(tensor.grad, axes, self.shape_of(name))
+                found, wanted = gradients[name], from_torch_order(tensor.grad, axes, self.shape_of(name))
                 assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), zero), name
 
     def compare_state(self) -> None:
         """Weights and running statistics, and what an evaluation makes of them."""
         for name, tensor, axes in tensors(self.module, self.network.layers):
-            found, wanted = self.state.weights[name], back(tensor, axes, self.shape_of(name))
+            found, wanted = self.state.weights[name], from_torch_order(tensor, axes, self.shape_of(name))
             assert np.abs(found - wanted).max() <= self.tolerance * max(np.abs(wanted).max(), ZERO), name
         self.module.eval()
         expected = self.module(self.x).softmax(1).detach().numpy()

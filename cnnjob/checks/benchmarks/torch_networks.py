@@ -99,8 +99,8 @@ def _residual(torch: Any, block: nn.Residual, layer: Layer) -> Any:
 def tensors(module: Any, layers: Iterable[Layer]) -> Iterator[tuple[str, Any, str]]:
     """Yield, for each tensor in a module, its name in cnnjob, the tensor itself, and a name for the order of its axes.
 
-    ``conv`` and ``dense`` are orders that :func:`_there` converts from cnnjob to torch, and :func:`back` from torch to
-    cnnjob; ``same`` means that both have the same order.
+    ``conv`` and ``dense`` are orders that :func:`_to_torch_order` and :func:`from_torch_order` convert; ``same`` means
+    that cnnjob and torch have the same order.
     """
     for layer in layers:
         own, block = getattr(module, layer.name), layer.block
@@ -156,10 +156,10 @@ def fill(torch: Any, module: Any, network: nn.Network, weights: Mapping[str, Arr
     with torch.no_grad():
         for name, tensor, axes in tensors(module, network.layers):
             values = torch.from_numpy(weights[name].copy())
-            tensor.copy_(_there(values, axes, shapes.get(name.split("/")[0], ())))
+            tensor.copy_(_to_torch_order(values, axes, shapes.get(name.split("/")[0], ())))
 
 
-def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
+def _to_torch_order(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
     """Reorder axes from cnnjob's order to torch's: (K, K, C, F) → (F, C, K, K); (H·W·C, U) → (U, C·H·W)."""
     if axes == "conv":
         return values.permute(3, 2, 0, 1)
@@ -169,7 +169,7 @@ def _there(values: Any, axes: str, shape: tuple[int, ...]) -> Any:
     return values
 
 
-def back(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
+def from_torch_order(tensor: Any, axes: str, shape: tuple[int, ...]) -> Array:
     """Convert a module's tensor, or that tensor's gradient, to an array with cnnjob's order of axes.
 
     Args:

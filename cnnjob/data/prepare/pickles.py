@@ -130,7 +130,7 @@ def load_plain(content: bytes, where: str) -> Any:
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # such as those about invalid escapes in a damaged string
-            _look_through(content, where)
+            _check_opcodes(content, where)
             return _Unpickler(content, where).load()
     except _MALFORMED as error:
         raise DataError(
@@ -138,7 +138,7 @@ def load_plain(content: bytes, where: str) -> Any:
         ) from error
 
 
-def _look_through(content: bytes, where: str) -> None:
+def _check_opcodes(content: bytes, where: str) -> None:
     """Check all opcodes before any is executed: what they import, and how much memory they can take in total."""
     taken, start, width, tuples = len(content), 0, 1, 0
     for number, (opcode, argument, position) in enumerate(pickletools.genops(_Skimmed(content))):

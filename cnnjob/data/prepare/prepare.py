@@ -126,7 +126,7 @@ def prepare(
     existed = dataset is not None
     contents: DatasetContents | None = None
     if request.is_own and not (force or verify):
-        remembered = unchanged.recall(out, Path(source or ""), options)
+        remembered = unchanged.find_record(out, Path(source or ""), options)
         if remembered and (dataset := output_path.existing_dataset(out, title, remembered.sha256, options.as_json())):
             request.require_pinned(remembered.sha256)
             return Prepared(
@@ -155,7 +155,7 @@ def prepare(
         remarks = [f"{source}: {plural(count, 'image')}: {remark}" for remark, count in contents.remarks.items()]
         description, warnings = contents.description, (*contents.warnings, *remarks)
         if request.is_own:
-            unchanged.remember(out, Path(source or ""), options, replace(contents, warnings=warnings), started_ns)
+            unchanged.save_record(out, Path(source or ""), options, replace(contents, warnings=warnings), started_ns)
     return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
 
 

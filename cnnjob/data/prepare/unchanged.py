@@ -23,7 +23,7 @@ _SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Remembered:
+class SourceRecord:
     """The record of a source at the time it was prepared.
 
     Attributes:
@@ -78,7 +78,7 @@ def _stamps(source: Path, options: FolderOptions, listing: Listing | None) -> It
         yield name, listing.stamps.get(name) or tree.stamp(name)
 
 
-def recall(out: Path, source: Path, options: FolderOptions) -> Remembered | None:
+def find_record(out: Path, source: Path, options: FolderOptions) -> SourceRecord | None:
     """Return the record of a dataset's source, if the source has not changed.
 
     Args:
@@ -90,15 +90,15 @@ def recall(out: Path, source: Path, options: FolderOptions) -> Remembered | None
         The record; None if no record exists, or if the source or the package's version has changed.
     """
     try:
-        remembered = Remembered(**files.read_json(_record_of(out)))
+        record = SourceRecord(**files.read_json(_record_of(out)))
     except (CnnjobError, TypeError):  # missing, damaged, or written by another version
         return None
     # The same files may be read differently by another version of the code.
-    is_same = remembered.version == __version__
-    return remembered if is_same and remembered.fingerprint == fingerprint(source, options, time.time_ns()) else None
+    is_same = record.version == __version__
+    return record if is_same and record.fingerprint == fingerprint(source, options, time.time_ns()) else None
 
 
-def remember(out: Path, source: Path, options: FolderOptions, contents: DatasetContents, started_ns: int) -> None:
+def save_record(out: Path, source: Path, options: FolderOptions, contents: DatasetContents, started_ns: int) -> None:
     """Store the record of a source that has been read; do nothing if the cache cannot be written to.
 
     Args:
@@ -111,7 +111,7 @@ def remember(out: Path, source: Path, options: FolderOptions, contents: DatasetC
     found = fingerprint(source, options, started_ns, contents.listing)
     if found is None:
         return
-    record = Remembered(found, contents.sha256, contents.description, [*contents.warnings])
+    record = SourceRecord(found, contents.sha256, contents.description, [*contents.warnings])
     path = _record_of(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ def write(
             with _created(disk) as file:
                 written = Counter[str]()
                 for block in contents.blocks:
-                    _put(file, block, len(contents.class_names))
+                    _write_chunk(file, block, len(contents.class_names))
                     written[block.split] += len(block.images)
                     disk.require_written()
                 _require_whole(file, contents, written)
@@ -142,38 +142,38 @@ class _Disk(io.FileIO):
     succeed, and if one has failed, the file is discarded afterwards.
     """
 
-    trouble: BaseException | None = None
+    failure: BaseException | None = None
     """The recorded error, if any; nothing more is written after it."""
 
     def write(self, content: Any, /) -> int:
         """Write all bytes, or record the failure; return the number of bytes in either case."""
         rest = memoryview(content).cast("B")
         written = len(rest)
-        with self._keeping_trouble():
-            while rest and not self.trouble:
+        with self._recording_failure():
+            while rest and not self.failure:
                 rest = rest[super().write(rest) :]
         return written
 
     def truncate(self, size: int | None = None, /) -> int:
         """Set the file's length, or record the failure."""
-        with self._keeping_trouble():
+        with self._recording_failure():
             size = super().truncate(size)
         return size or 0
 
     @contextmanager
-    def _keeping_trouble(self) -> Iterator[None]:
+    def _recording_failure(self) -> Iterator[None]:
         try:
             yield
         except (OSError, KeyboardInterrupt) as error:  # an interrupt makes the write fail as well
-            self.trouble = error
+            self.failure = error
 
     def require_written(self) -> None:
         """Raise the recorded failure, if any."""
-        if self.trouble:
-            raise self.trouble
+        if self.failure:
+            raise self.failure
 
 
-def _put(file: h5py.File, block: Chunk, classes: int) -> None:
+def _write_chunk(file: h5py.File, block: Chunk, classes: int) -> None:
     """Write a chunk at its position in its split; the first chunk of a split creates the arrays."""
     wrong = block.labels[(block.labels < 0) | (block.labels >= classes)]
     if wrong.size:

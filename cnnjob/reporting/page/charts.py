@@ -151,7 +151,7 @@ def build_chart(
     across = Axis.across(np.concatenate([finite_points(line)[0] for line in lines]))
     up = Axis.upward(limits)
     limit = max(12, min(MAX_POINTS_PER_LINE, MAX_POINTS_PER_CHART // len(lines)))
-    beyond, stops = lines_beyond(lines, limits), list(_stops(lines))
+    beyond, stops = lines_beyond(lines, limits), list(_marks_at_ends(lines))
     bands, paths = [], []
     for line in lines:
         if band := _band(line, across, up, limit):
@@ -192,7 +192,7 @@ def _marks_beyond(beyond: Sequence[Line], limits: Limits) -> Iterator[Mark]:
         yield Mark("above" if is_above else "below", float(crossing), edge, f"{line.title}: {extreme}")
 
 
-def _stops(lines: Sequence[Line]) -> Iterator[Mark]:
+def _marks_at_ends(lines: Sequence[Line]) -> Iterator[Mark]:
     """For each line whose final value is not finite, yield a mark at the last finite value."""
     for line in lines:
         x, y = finite_points(line)

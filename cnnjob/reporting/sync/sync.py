@@ -201,7 +201,7 @@ def _sync_run(run: Run, tool: Tool, folder: Path) -> Synced:
     state = str(record.row["state"])
     if state in {"foreign", "damaged"}:
         return replace(nothing, state=state, problem=str(record.row["reason"]))
-    update, digests = _what_is_new(run, record, received)
+    update, digests = _unsent_part(run, record, received)
     if update.has_settings or update.epochs or update.has_result:
         entry = {
             "number": update.number, "generation": update.generation, "settings": update.has_settings,
@@ -266,7 +266,7 @@ def _epochs(received: Sequence[_Entry]) -> list[str]:
     return epochs
 
 
-def _what_is_new(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[Update, list[str]]:
+def _unsent_part(run: Run, record: Record, received: Sequence[_Entry]) -> tuple[Update, list[str]]:
     """Return the part of a run that has not been sent, and the digests of the epochs in that part."""
     before, rows = _epochs(received), history_rows(record.curve) if record.curve else []
     digests = [_digest_of({key: value for key, value in row.items() if key not in _MEASURED_TIMES}) for row in rows]

@@ -95,7 +95,7 @@ def list_queue(
     rows = _parse_rows(answer, mark)
     jobs = [_jobs_in(row, row_ids) for row, row_ids in zip(rows, parse_all_ids(row[0] for row in rows), strict=True)]
     numbers = {job_id.partition("_")[0] for job_id in ids}
-    missed = any(not row_jobs and _may_be_sought(row, numbers) for row, row_jobs in zip(rows, jobs, strict=True))
+    missed = any(not row_jobs and _may_be_relevant(row, numbers) for row, row_jobs in zip(rows, jobs, strict=True))
     only_foreign_lines = bool(answer.strip()) and not rows
     return QueueListing([job for row_jobs in jobs for job in row_jobs], not missed and not only_foreign_lines)
 
@@ -111,7 +111,7 @@ def _parse_rows(answer: str, mark: str) -> list[list[str]]:
     return [row for row in rows if len(row) > 1 and row[0] != "JOBID"]
 
 
-def _may_be_sought(row: list[str], numbers: Collection[str]) -> bool:
+def _may_be_relevant(row: list[str], numbers: Collection[str]) -> bool:
     """Return whether an unparsable line may be about a job that cnnjob submitted, or about one of the given jobs."""
     number = re.match(r"[0-9]+(?![0-9])", row[0])
     if not number or len(row) != len(FIELDS):  # no part of the line is reliable

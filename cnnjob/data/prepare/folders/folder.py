@@ -166,15 +166,15 @@ def copies(splits: Splits, class_names: Sequence[str]) -> Iterator[str]:
     crossing = [group for group in members.values() if len({split for split, _ in group}) > 1]
     ambiguous = [group for group in members.values() if len({image.label for _, image in group}) > 1]
     if crossing:
-        shown = "; ".join(_two(group, [split for split, _ in group]) for group in crossing[:_SHOWN_COPIES])
+        shown = "; ".join(_describe_pair(group, [split for split, _ in group]) for group in crossing[:_SHOWN_COPIES])
         yield f"exact copies of {plural(len(crossing), 'image')} found in more than one split: {shown}"
     if ambiguous:
         labels = [[class_names[image.label] for _, image in group] for group in ambiguous[:_SHOWN_COPIES]]
-        shown = "; ".join(_two(group, named) for group, named in zip(ambiguous, labels, strict=False))
+        shown = "; ".join(_describe_pair(group, named) for group, named in zip(ambiguous, labels, strict=False))
         yield f"exact copies of {plural(len(ambiguous), 'image')} found with more than one label: {shown}"
 
 
-def _two(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
+def _describe_pair(group: Sequence[tuple[str, ImageFile]], kinds: Sequence[str]) -> str:
     """Return a description of two copies of an image: the first, and the next one in another split or class."""
     other = next(row for row, kind in enumerate(kinds) if kind != kinds[0])
     return f"{group[0][1].name} ({kinds[0]}) = {group[other][1].name} ({kinds[other]})"
