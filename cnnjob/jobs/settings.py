@@ -12,13 +12,35 @@ from cnnjob.jobs.schema import Fraction, NumberOrFalse, OneOf, OrFalse, Settings
 
 
 class AugmentSettings(Settings):
-    """Random changes to the training images in each epoch; shifted images are padded by reflection."""
+    """Random changes to the training images in each epoch, in the order of these keys."""
 
     flip: Literal["none", "random", "alternating"] = "none"
     """Mirror images left to right: ``random`` decides anew for each image and epoch; ``alternating`` decides once per
     image and mirrors it in every other epoch. Over a single epoch, both are the same."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
-    """Maximum shift along each axis, in pixels; drawn uniformly for each image and epoch."""
+    """Maximum shift along each axis, in pixels; drawn uniformly for each image and epoch. Gaps at the edges are filled
+    by reflection, as with torchvision's ``RandomCrop(padding=…, padding_mode="reflect")``."""
+    crop: Annotated[int, Field(ge=0, le=64)] = 0
+    """As ``translate``, but gaps are filled with zeros (black), as with torchvision's ``RandomCrop(padding=…)``: an
+    image is padded by this number of pixels on each side and cropped at random to its size. Set only one of the two."""
+    cutout: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side length in pixels of a square that is cut out of each image, around a pixel drawn uniformly for each image
+    and epoch; the part outside the image has no effect. The network's inputs in the square are 0, which is the mean of
+    the training images with ``pixels = "standardised"`` (DeVries & Taylor 2017)."""
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Mix each image, and its label, with the previous image of the batch, as torchvision's ``MixUp`` with this alpha:
+    the shares λ and 1 − λ are drawn for each step from the distribution Beta(alpha, alpha) (Zhang et al. 2018). In
+    ``train_accuracy``, a prediction counts as correct if it is the label with the larger share. Label smoothing applies
+    to the mixed label."""
+
+    @model_validator(mode="after")
+    def _moves_once(self) -> Self:
+        if self.translate and self.crop:
+            raise ValueError(
+                f"crop: moves images, as translate does (found crop = {self.crop} and translate = {self.translate}). "
+                "Set only one of the two: crop fills gaps with zeros, translate by reflection"
+            )
+        return self
 
 
 class DataSettings(Settings):

@@ -70,8 +70,13 @@ class Backend(ArrayStore, Protocol):
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:
         """Plan target ← target + source, both (N, H, W, C)."""
 
-    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
-        """Plan the loss, its gradient with respect to the logits, and the number of correct predictions."""
+    def loss(
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
+    ) -> Task:
+        """Plan the loss, its gradient with respect to the logits, and the number of correct predictions.
+
+        If ``mixes``, each label is mixed with that of the previous image, in the shares ``inputs.mixup``.
+        """
 
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]

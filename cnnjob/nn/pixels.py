@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from cnnjob.nn.arena import Array
-from cnnjob.nn.random import Philox, Purpose
+from cnnjob.nn.random import Philox, Purpose, generator
 
 Flip = Literal["none", "random", "alternating"]
 
@@ -38,18 +38,39 @@ class PixelNormalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random flips and translations, drawn for each image in each epoch at the address (seed, epoch, image).
+    """Random changes to images, drawn for each image in each epoch at the address (seed, epoch, image).
 
     An image is therefore augmented identically on every machine. The Philox block of an image has the counter (image,
     epoch, 0, 0) and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for
     words 1 and 2 is the number of pixels by which the image moves down and to the right. Gaps at the edges are filled
-    by reflection, as with ``numpy.pad`` in ``reflect`` mode.
+    by reflection, as with ``numpy.pad`` in ``reflect`` mode, or with zeros. With the counter (image, epoch, 1, 0),
+    side·word // 2³² for words 0 and 1 are the row and column of the centre of the square that is cut out.
+
+    Images are flipped, then moved, then normalised; then the square is cut out; last, images are mixed in pairs.
     """
 
     flip: Flip = "none"
     """Horizontal flip: at random, or in every other epoch with a random start for each image (Jordan 2024, §3.6)."""
     translate: int = 0
-    """k: maximum translation in each direction, in pixels."""
+    """k: maximum translation in each direction, in pixels, with gaps filled by reflection."""
+    crop: int = 0
+    """k: maximum translation in each direction, in pixels, with gaps filled with zeros; not together with
+    ``translate``."""
+    cutout: int = 0
+    """Side length in pixels of a square whose network inputs are set to 0; the part of it that lies outside the image
+    has no effect (DeVries & Taylor 2017, §3.2)."""
+    mixup: float = 0.0
+    """α of mixup: each image becomes share·image + (1 − share)·(previous image of the batch), and its label likewise;
+    the share of a step is drawn from Beta(α, α) (Zhang et al. 2018, eq. 2)."""
+
+    @property
+    def reach(self) -> int:
+        """Return the maximum translation in each direction, in pixels."""
+        return self.translate or self.crop
+
+    def shares(self, seed: int, epoch: int, steps: int) -> Array:
+        """Return mixup's share of each step of an epoch, float64 (steps,); drawn at the address (seed, epoch)."""
+        return generator(seed, Purpose.MIXUP, epoch).beta(self.mixup, self.mixup, steps)
 
     def draw(self, words: Philox, images: Array, epoch: int, seed: int, views: Array) -> None:
         """Draw the changes to be applied to the given images.
@@ -70,11 +91,30 @@ class Augmentation:
             words.draw(seed, Purpose.AUGMENTATION, images, epoch)
         for word, moved in zip(words.words[1:3], views[1:], strict=True):
             # No overflow: each 32-bit word is stored in 64 bits, and the factor is small.
-            np.multiply(word, np.uint64(2 * self.translate + 1), out=word)
+            np.multiply(word, np.uint64(2 * self.reach + 1), out=word)
             np.right_shift(word, np.uint64(32), out=moved, casting="unsafe")
-            np.subtract(moved, self.translate, out=moved)
+            np.subtract(moved, self.reach, out=moved)
         if self.flip == "none":
             views[0] = 0
+
+    def draw_squares(
+        self, words: Philox, images: Array, epoch: int, seed: int, sides: tuple[int, int], corners: Array
+    ) -> None:
+        """Draw the squares to be cut out of the given images.
+
+        Args:
+            words: as in :meth:`draw`.
+            images: indices of the images, int64 (n,).
+            epoch: the epoch, counted from 0.
+            seed: the job's seed.
+            sides: height and width of an image in pixels.
+            corners: int64 (2, n), receives the row and column of each square's first pixel; they may be negative.
+        """
+        words.draw(seed, Purpose.AUGMENTATION, images, epoch, 1)
+        for word, side, corner in zip(words.words, sides, corners, strict=False):
+            np.multiply(word, np.uint64(side), out=word)
+            np.right_shift(word, np.uint64(32), out=corner, casting="unsafe")
+            np.subtract(corner, self.cutout // 2, out=corner)
 
 
 View = tuple[int, int, int]

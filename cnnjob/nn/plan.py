@@ -25,6 +25,11 @@ class TrainingOptions(NamedTuple):
     label_smoothing: float = 0.0
     """ε: share of each target that is spread over all classes (Szegedy et al. 2016, §7)."""
 
+    @property
+    def mixes(self) -> bool:
+        """Return whether images and labels are mixed in pairs."""
+        return self.augmentation is not None and self.augmentation.mixup > 0
+
 
 MAX_EVALUATED = 1 << 14
 """Number of images whose probabilities are collected in the backend's memory before being copied to the host."""
@@ -233,8 +238,8 @@ def build_step_inputs(
 ) -> StepInputs:
     """Return the inputs for epochs of ``steps`` steps.
 
-    Before each epoch, the caller fills in ``order``, ``learning_rates`` and ``lookahead``, which are initially zero,
-    and ``rows`` if the images are streamed.
+    Before each epoch, the caller fills in ``order``, ``learning_rates``, ``lookahead`` and ``mixup``, which are
+    initially zero, and ``rows`` if the images are streamed.
 
     Args:
         memory: the memory in which to allocate the inputs.
@@ -256,6 +261,7 @@ def build_step_inputs(
         rows=memory.zeros(order.shape, np.int64) if streams else order,
         learning_rates=memory.zeros((steps,), np.float64),
         lookahead=memory.zeros((steps,), np.float64),
+        mixup=memory.zeros((steps,), np.float64),
         losses=memory.zeros((steps,), np.float64),
         n_correct=memory.zeros((steps,), np.int64),
         probabilities=memory.zeros((0, 0), np.float32),
@@ -290,7 +296,7 @@ def _plan_training(
     tasks = [
         backend.gather(arena, inputs, x, pixels, options.augmentation),
         *(step.forward for step in steps),
-        backend.loss(arena, inputs, logits, options.label_smoothing),
+        backend.loss(arena, inputs, logits, options.label_smoothing, mixes=options.mixes),
         *(step.backward for step in reversed(steps)),
     ]
     buffers = state.parameters, state.gradients, state.slots

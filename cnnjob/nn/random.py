@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SPLIT = 4
     AUGMENTATION = 5
     SALIENCY = 6
+    MIXUP = 7
     DROPOUT = 1 << 16
     """Base value, to which the layer's index in the network is added."""
 

@@ -65,6 +65,9 @@ class StepInputs:
     """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
     """Weight α of the slow weights after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Lookahead`."""
+    mixup: Array
+    """Share of each image in its mixture at each step, float64 (steps,); see
+    :class:`cnnjob.nn.pixels.Augmentation`."""
     losses: Array
     """Mean loss at each step in nats per image, float64 (steps,); written by the steps."""
     n_correct: Array
@@ -77,6 +80,12 @@ class StepInputs:
     """Index in ``images`` of each image in ``order``, int64 (steps × N,); without a stream, this is ``order``."""
     seed: int
     """The job's seed, part of the address of every random number."""
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch, counted from 0; the inputs must be in host memory."""
+        # Both positions advance together, so their difference is the first step of the epoch.
+        return int(self.position[1] - self.position[0]) // len(self.learning_rates)
 
 
 @dataclass(frozen=True)

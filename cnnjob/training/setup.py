@@ -118,7 +118,7 @@ class TrainingSetup:
         job = self.job
         self.initial_layers()
         self._check_trainable()
-        self._check_translations()
+        self._check_augmentation()
         self._check_counts()
         try:
             nn.require_trainable(self.network, job.train.batch_size)
@@ -145,10 +145,25 @@ class TrainingSetup:
         if self.job.train.weight_decay and not any(parameter.decays for parameter in trainable):
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
-    def _check_translations(self) -> None:
-        """Refuse a translation of at least the image's height or width, since there are too few pixels to mirror."""
+    def _check_augmentation(self) -> None:
+        """Refuse augmentation that images of this size, or batches of this size, do not allow."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
+        if augment and augment.crop >= min(height, width):
+            raise JobError(
+                f"data.augment.crop: moves images of {height}×{width} pixels by up to {augment.crop}, so that nothing "
+                "of them may be left. Lower it, or leave it out"
+            )
+        if augment and augment.cutout > max(height, width):
+            raise JobError(
+                f"data.augment.cutout: the square of {augment.cutout} pixels is larger than the images of "
+                f"{height}×{width} pixels. Lower it, or leave it out"
+            )
+        if augment and augment.mixup and self.job.train.batch_size == 1:
+            raise JobError(
+                "data.augment.mixup: needs two images per batch (found train.batch_size = 1). Set a larger batch, or "
+                "leave mixup out"
+            )
         translations = {
             "data.augment.translate": augment.translate if augment else 0,
             "train.test_time_augmentation": int(self.job.train.test_time_augmentation == "flip_translate"),

@@ -87,15 +87,9 @@ class Trainer:
         self.pixels = build_pixels(job.data, self.dataset.mean, self.dataset.std)
         self.state = nn.State(network, optimiser, backend)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
+        self.options = build_training_options(job)
         self.plan = nn.TrainingPlan(
-            backend,
-            network,
-            self.state,
-            optimiser,
-            self.inputs,
-            self.pixels,
-            job.train.batch_size,
-            build_training_options(job),
+            backend, network, self.state, optimiser, self.inputs, self.pixels, job.train.batch_size, self.options
         )
         views, batch = job.train.test_time_augmentation, self.data.evaluation_batch
         evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.data.stream)
@@ -214,7 +208,7 @@ class Trainer:
         return True
 
     def _begin_epoch(self) -> None:
-        """Fill the inputs for an epoch's steps: order, learning rates, lookahead and position.
+        """Fill the inputs for an epoch's steps: order, learning rates, lookahead, mixup and position.
 
         All of them are computed from the seed and the epoch number, so a resumed attempt can continue in the middle of
         an epoch without any saved generator state.
@@ -232,6 +226,9 @@ class Trainer:
         self.learning_rates = self.schedule.rates(steps, total)
         if self.lookahead:
             self.backend.copy(self.lookahead.alphas(steps, total), self.inputs.lookahead)
+        if self.options.mixes and self.options.augmentation:
+            shares = self.options.augmentation.shares(self.job.seed, epoch, self.steps)
+            self.backend.copy(shares, self.inputs.mixup)
         self.backend.copy(self.learning_rates, self.inputs.learning_rates)
         self.backend.copy(np.array([self.progress.epoch_step, self.progress.step]), self.inputs.position)
         self._checked_steps = self.progress.epoch_step

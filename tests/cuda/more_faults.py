@@ -27,6 +27,17 @@ ACTIVATIONS = [
 ]
 
 BATCHES = [
+    Fault("{number, epoch, 1, 0}", "{number, epoch, 0, 0}"),
+    Fault("(unsigned_wide)centre[0] >> 32) - side / 2", "(unsigned_wide)centre[0] >> 32)"),
+    Fault("(unsigned_wide)centre[1] >> 32) - side / 2", "(unsigned_wide)centre[0] >> 32) - side / 2"),
+    Fault("y >= view[3]", "y > view[3]"),
+    Fault("x < view[4] + side", "x <= view[4] + side"),
+    Fault("if (zeros &&", "if ("),
+    Fault("down < 0 || down >= H ||", "down < 0 ||"),
+    Fault("return scaled(0, scale, shift);", "return 0;"),
+    Fault("(n + images - 1) % images", "(n + 1) % images"),
+    Fault("__fmul_rn(other, rest)", "__fmul_rn(other, share)"),
+    Fault("shares[position[0]] : 1", "shares[0] : 1"),
     Fault("epoch & 1", "1"),
     Fault("{number, flip == ALTERNATING ? 0 : epoch", "{number, epoch"),
     Fault("words[4] = {number, epoch", "words[4] = {number, 0"),
@@ -154,7 +165,7 @@ ALL_FAULTS = FAULTS + [
     fault._replace(file=file, tests=tests)
     for file, tests, faults in (
         ("activations.cu", "residual or gelu or silu or norm", ACTIVATIONS),
-        ("batches.cu", "bits or views or augmented or flipped or moved", BATCHES),
+        ("batches.cu", "bits or views or augmented or flipped or moved or mixed", BATCHES),
         ("norm.cu", "statistics or norm or residual", NORM),
         ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),
         ("updates.cu", "adam or clipped or nesterov or decoupled or decay or rates or grid", UPDATES),

@@ -52,6 +52,7 @@ class Work:
         inputs = nn.build_step_inputs(backend, images, labels, steps, self.count, 3)
         backend.copy(random.permutation(total)[: steps * self.count], inputs.order)
         backend.copy(self.learning_rate / np.arange(1, steps + 1), inputs.learning_rates)
+        backend.copy(np.linspace(0.8, 0.3, steps), inputs.mixup)
         if self.optimiser.lookahead:
             backend.copy(self.optimiser.lookahead.alphas(range(steps), steps + 1), inputs.lookahead)
         backend.copy(np.array([0, self.start]), inputs.position)
@@ -200,6 +201,13 @@ WORKS = {
         [nn.Conv(filters=4)], options=nn.TrainingOptions(nn.Augmentation("alternating")), views="flip", start=8
     ),
     "moved": Work([], (7, 5, 3), options=nn.TrainingOptions(nn.Augmentation(translate=4)), start=2),
+    "augmented in every way": Work(
+        [nn.Conv(filters=4), nn.Dense(units=5)],
+        (8, 7, 3),
+        options=nn.TrainingOptions(nn.Augmentation("random", crop=3, cutout=4, mixup=0.5), 0.1),
+        start=4,
+    ),
+    "mixed": Work([], count=40, options=nn.TrainingOptions(nn.Augmentation(mixup=1.0))),
     "one image": Work([nn.Conv(filters=3, pool=2)], count=1),
     "no head": Work([nn.Dense(units=1025), nn.Dense(units=4)], count=3, classes=33),
     "head after pixels": Work([nn.Conv(filters=5, stride=2)], (9, 9, 3)),
@@ -239,6 +247,10 @@ CHANGES: list[nn.Augmentation | View | None] = [
     nn.Augmentation("alternating", 1),
     nn.Augmentation("alternating"),
     nn.Augmentation(translate=4),
+    nn.Augmentation(crop=4),
+    nn.Augmentation("random", cutout=3),
+    nn.Augmentation("alternating", crop=2, cutout=6, mixup=0.3),
+    nn.Augmentation(mixup=2.0),
     (1, -1, 2),
     *VIEWS["flip_translate"],
 ]
@@ -251,6 +263,7 @@ def batch(backend: nn.Backend, change: nn.Augmentation | View | None, epoch: int
     inputs = nn.build_step_inputs(backend, images, labels, STEPS, COUNT, seed)
     backend.copy(random.permutation(STEPS * COUNT), inputs.order)
     backend.copy(np.array([1, epoch * STEPS + 1]), inputs.position)
+    backend.copy(np.array([0.1, 0.7, 0.2]), inputs.mixup)
     pixels = nn.PixelNormalisation.standardised((0.4, 0.5, 0.45), (0.25, 0.3, 0.2))
 
     def build(arena: Arena) -> tuple[Tensor, Any]:

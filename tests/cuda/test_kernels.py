@@ -67,7 +67,8 @@ def test_the_loss_of_single_images(device: EmulatedDevice, classes: int) -> None
     hits, behind_hits = guarded((7,), np.int32)
     gradient, behind = guarded((7, classes), np.float32)
     truth = labels[::-1].copy(), np.arange(7)[::-1].copy(), np.zeros(2, np.int64)
-    arguments = scalars([logits, *truth, gradient, losses, hits, 0.0, 7, classes])
+    written = gradient, losses, hits
+    arguments = scalars([logits, *truth, np.zeros(1), *written, 0.0, False, 7, classes])
     device.launch("cross_entropy", (2, 1), (32, 4), arguments)
     loss, slopes = oracle.softmax_cross_entropy(logits.astype(np.float64), labels)
     np.testing.assert_array_equal(hits, logits.argmax(axis=1) == labels)

@@ -91,11 +91,16 @@ def test_statistics_of_equal_values_however_large(device: EmulatedDevice) -> Non
 
 
 def test_views_are_drawn_for_the_batch_alone(device: EmulatedDevice) -> None:
-    views, behind = guarded((300, 3), np.int32)
-    address = np.int64(3), np.uint32(1), np.uint32(5)
+    views, behind = guarded((300, 5), np.int32)
+    address, numbers = (np.int64(3), np.uint32(1), np.uint32(5)), (1, 2, 5, 8, 4, 300)
     device.launch(
-        "draw_views", (2, 1), (256, 1), scalars([np.arange(300), np.zeros(2, np.int64), views, *address, 1, 2, 300])
+        "draw_views",
+        (2, 1),
+        (256, 1),
+        scalars([np.arange(300), np.zeros(2, np.int64), views, *address, *numbers]),
     )
     assert set(views[:, 0]) == {0, 1}
     assert set(views[:, 1]) == set(views[:, 2]) == {-2, -1, 0, 1, 2}
+    assert set(views[:, 3]) == set(range(-2, 6))
+    assert set(views[:, 4]) == set(range(-2, 2))
     assert (behind == GUARD).all()

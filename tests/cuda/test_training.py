@@ -50,7 +50,7 @@ RESNET = FEW_STEPS | {
 }
 ADAMW = FEW_STEPS | {
     "model__blocks": [{"conv": 3, "activation": "gelu", "pool": 2} | NORM, {"dense": 6}],
-    "data__augment": {"flip": "random"},
+    "data__augment": {"flip": "random", "crop": 1, "cutout": 2, "mixup": 0.3},
     "train__optimiser": "adamw",
     "train__learning_rate": 0.01,
     "train__weight_decay": 0.01,

@@ -142,6 +142,9 @@ CONV = {"conv": 3, "kernel": 2}
         ({"data__augment": {"flip": "sometimes", "translate": 65}},
          "data.augment.flip: input should be 'none', 'random' or 'alternating', found 'sometimes'\n"
          "  data.augment.translate: input should be less than or equal to 64, found 65"),
+        ({"data__augment": {"cutout": 2.5, "mixup": -1}},
+         "data.augment.cutout: input should be an integer, found 2.5\n"
+         "  data.augment.mixup: input should be greater than or equal to 0, found -1"),
     ],
 )  # fmt: skip
 def test_one_problem_of_a_network_or_its_training(changes: dict[str, Any], message: str) -> None:
@@ -401,6 +404,8 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
         ({"train__epochs": 4, "train__schedule": {"step": {"warmup": 0.3, "milestones": [1, 3]}}},
          "train.schedule.step.milestones: the learning rate would fall during the warm-up"),
         ({"train__optimiser": {"sgd": {"decoupled_weight_decay": True}}}, "train.optimiser.sgd.decoupled_weight_dec"),
+        ({"data__augment": {"crop": 2, "translate": 1}},
+         "data.augment.crop: moves images, as translate does (found crop = 2 and translate = 1). Set only one of the "),
         ({"data__augment": True}, "data.augment: no augmentation is set. Set one, such as { flip = 'random' }, or"),
         ({"train__precision": "tf32"}, "train.precision: 'tf32' needs a GPU (found resources.backend = 'numpy')"),
         (
@@ -457,6 +462,7 @@ def test_a_number_that_float32_takes_for_another_is_refused(changes: dict[str, A
         ),
         ({"train__schedule": "step"}, {"train__schedule": {"step": {"milestones": [0.5, 0.75], "gamma": 0.1}}}),
         ({"data__augment": False}, {"data__augment": {"flip": "none", "translate": 0}}),
+        ({"data__augment": False}, {"data__augment": {"crop": 0, "cutout": 0, "mixup": 0}}),
         ({"train__early_stopping": False}, {"train__early_stopping": {"patience": 1}}),
         (
             {"train__epochs": 1, "data__augment": {"flip": "random"}},

@@ -71,6 +71,7 @@ def rig(
         state.weights[name][...] = values
     inputs = nn.build_step_inputs(backend, pictures, random.integers(0, classes, len(pictures)), 1, len(pictures), seed)
     inputs.order[:], inputs.learning_rates[:] = np.arange(len(pictures)), learning_rate
+    inputs.mixup[:] = 0.3
     plan = nn.TrainingPlan(backend, network, state, chosen, inputs, pixels, len(pictures), options)
     return Rig(network, state, inputs, plan, pixels, backend)
 

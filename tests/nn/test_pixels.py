@@ -43,6 +43,7 @@ def seen(
     inputs = nn.build_step_inputs(backend, images, np.zeros(len(images), np.int64), steps, size, seed)
     inputs.order[:] = named
     inputs.position[:] = step, epoch * steps + step
+    inputs.mixup[:] = 0.375
 
     def build(arena: Arena) -> Array:
         x = Tensor.take(arena, (size, *images.shape[1:]), np.float64, border=1)
@@ -92,10 +93,69 @@ def test_decisions_are_those_of_the_documented_words() -> None:
         assert views[:, image].tolist() == expected
 
 
+def test_a_crop_is_a_translation_that_leaves_zeros() -> None:
+    """As torchvision's RandomCrop(padding=k): zeros are padded, and a window of the image's size is taken."""
+    images, crop = pictures() | 1, nn.Augmentation("random", crop=4)
+    found, views = seen(images, crop, epoch=3), decided(crop, COUNT, epoch=3)
+    np.testing.assert_array_equal(views, decided(nn.Augmentation("random", 4), COUNT, epoch=3))
+    for number, (flipped, down, right) in enumerate(views.T):
+        wide = np.pad(images[number, :, ::-1] if flipped else images[number], ((4, 4), (4, 4), (0, 0)))
+        np.testing.assert_array_equal(found[number], wide[4 - down :, 4 - right :][:6, :7])
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 7])
+def test_a_square_is_cut_out_around_a_pixel_of_the_changed_image(side: int) -> None:
+    """With an even side it is that of the authors' code: from centre − side/2 to centre + side/2."""
+    images, plain = pictures() | 1, nn.Augmentation("random", crop=1)
+    found = seen(images, nn.Augmentation("random", crop=1, cutout=side), epoch=2)
+    expected = seen(images, plain, epoch=2)
+    for image in range(COUNT):
+        one = Philox(np.zeros((6, 1), np.uint64))
+        one.draw(5, Purpose.AUGMENTATION, image, 2, 1)
+        row, column = (
+            (size * int(word) >> 32) - side // 2 for size, word in zip((6, 7), one.words[:2, 0], strict=True)
+        )
+        for i, j in np.ndindex(6, 7):
+            if 0 <= i - row < side and 0 <= j - column < side:
+                expected[image, i, j] = 0
+    np.testing.assert_array_equal(found, expected)
+    assert not np.signbit(found).any()
+
+
+def test_squares_are_uniform_and_know_nothing_of_moves() -> None:
+    count, change = 20_000, nn.Augmentation(translate=2, cutout=1)
+    corners = np.zeros((2, count), np.int64)
+    change.draw_squares(Philox(np.zeros((6, count), np.uint64)), np.arange(count), 1, 5, (6, 7), corners)
+    assert stats.chisquare(np.bincount(corners[0] * 7 + corners[1], minlength=42)).pvalue > 1e-3
+    for moved_by in decided(change, count, epoch=1)[1:]:
+        for corner in corners:
+            assert abs(np.corrcoef(moved_by, corner)[0, 1]) < 4 / np.sqrt(count)
+
+
+def test_the_shares_of_a_mixture_are_beta_distributed_and_belong_to_seed_and_epoch() -> None:
+    change = nn.Augmentation(mixup=0.4)
+    shares = change.shares(3, 2, 2000)
+    assert stats.kstest(shares, stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
+    np.testing.assert_array_equal(shares, change.shares(3, 2, 2000))
+    for other in (change.shares(4, 2, 2000), change.shares(3, 1, 2000)):
+        assert abs(np.corrcoef(shares, other)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_image_is_mixed_with_the_one_before_it(workers: int) -> None:
+    """As torchvision's MixUp: roll(1, 0) of the batch, each image with the change that it has alone."""
+    images, order = pictures(48, 40, 40), np.random.default_rng(1).permutation(48).tolist()
+    plain, mixed = nn.Augmentation("random", crop=2, cutout=5), nn.Augmentation("random", crop=2, cutout=5, mixup=1.0)
+    alone = seen(images, plain, order, epoch=1, step=1, size=24)
+    share = 0.375
+    expected = share * alone + (1 - share) * np.roll(alone, 1, axis=0)
+    np.testing.assert_array_equal(seen(images, mixed, order, epoch=1, step=1, size=24, workers=workers), expected)
+
+
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 def test_a_change_is_of_seed_epoch_and_image_alone(flip: Flip) -> None:
     """Whatever the batch, its order, its place in the epoch, and the cores."""
-    images, change = pictures(), nn.Augmentation(flip, 3)
+    images, change = pictures(), nn.Augmentation(flip, 3, cutout=3)
     whole = seen(images, change, epoch=2)
     order = np.random.default_rng(1).permutation(COUNT).tolist()
     np.testing.assert_array_equal(seen(images, change, order, epoch=2, workers=3), whole[order])

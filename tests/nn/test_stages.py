@@ -217,6 +217,26 @@ def test_smoothed_labels_are_their_formula() -> None:
     assert loss == pytest.approx(torch_like, rel=1e-12)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_mixed_images_have_mixed_labels(share: float) -> None:
+    """As with torchvision's MixUp and a cross entropy of soft labels."""
+    options = nn.TrainingOptions(nn.Augmentation(mixup=1.0), label_smoothing=0.3)
+    bench = rig([], count=6, options=options)
+    bench.inputs.mixup[:] = share
+    loss, w, labels = bench.step(), bench.state.weights, bench.inputs.labels
+    x = bench.inputs.images.reshape(6, -1) / 255
+    x = share * x + (1 - share) * np.roll(x, 1, axis=0)
+    logits = x @ w["classifier/weights"] + w["classifier/bias"]
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = share * np.eye(3)[labels] + (1 - share) * np.eye(3)[np.roll(labels, 1)]
+    smoothed = 0.7 * targets + 0.1
+    assert loss == pytest.approx(-(smoothed * log_p).sum() / 6, rel=1e-12)
+    np.testing.assert_allclose(bench.gradients["classifier/weights"], x.T @ (np.exp(log_p) - smoothed) / 6, rtol=1e-9)
+    larger = labels if share >= 0.5 else np.roll(labels, 1)
+    assert bench.inputs.n_correct[0] == (logits.argmax(axis=1) == larger).sum()
+    check_gradients(rig([nn.Conv(filters=2), nn.Dense(units=4)], count=5, options=options))
+
+
 ALL_BLOCKS: list[Block] = [
     nn.Conv(filters=4, kernel=2, pad=0, init="whitening", frozen=True, activation="gelu"),
     nn.Conv(
@@ -230,7 +250,7 @@ ALL_BLOCKS: list[Block] = [
     nn.Dense(units=7, activation="gelu"),
     nn.Dropout(0.3),
 ]
-OPTIONS = nn.TrainingOptions(nn.Augmentation("alternating", 2), 0.2)
+OPTIONS = nn.TrainingOptions(nn.Augmentation("alternating", 2, cutout=5, mixup=0.4), 0.2)
 OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),

@@ -267,7 +267,7 @@ def trained(workers: int) -> bytes:
         nn.Dense(units=800),
     ]
     adamw = nn.AdamW(weight_decay=0.01, lookahead=nn.Lookahead(every=2), clip_norm=0.1)
-    options = nn.TrainingOptions(nn.Augmentation("random", 2), label_smoothing=0.1)
+    options = nn.TrainingOptions(nn.Augmentation("random", crop=2, cutout=9, mixup=0.5), label_smoothing=0.1)
     with threadpool_limits(1):  # as a training has it
         bench = rig(
             blocks, (32, 32, 3), count=120, dtype="float32", optimiser=adamw, learning_rate=0.01, workers=workers,

@@ -52,6 +52,18 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
             "train.weight_decay: has no effect, since all weights are frozen. Leave it out",
         ),
         ({"data__augment": {"translate": 6}}, "data.augment.translate: translates images of 6×6 pixels by 6, but"),
+        (
+            {"data__augment": {"crop": 6}},
+            "data.augment.crop: moves images of 6×6 pixels by up to 6, so that nothing of",
+        ),
+        (
+            {"data__augment": {"cutout": 7}},
+            "data.augment.cutout: the square of 7 pixels is larger than the images of 6×6 pixels. Lower it, or leave",
+        ),
+        (
+            {"data__augment": {"mixup": 0.1}, "train__batch_size": 1},
+            "data.augment.mixup: needs two images per batch .found train.batch_size = 1.. Set a larger batch, or leave",
+        ),
         (blocks({"dense": 3}, {"global_pool": "max"}), "global_pool1: a global_pool block needs an image"),
         (blocks({"residual": [{"dropout": 0.1}]}), "residual1: a residual block needs a conv block in its body"),
         (blocks({"residual": [{"conv": 2}, {"conv": 2, "pool": 9}]}), "residual1: conv2: an input of .* is too small"),

@@ -37,7 +37,7 @@ RESNET = FEW | {
 }
 DROPOUT = {"model__blocks": [{"conv": 3, "pool": 2}, {"dropout": 0.3}, {"dense": 6}]}
 AUGMENTED: dict[str, Any] = {
-    "data__augment": {"flip": "random", "translate": 2},
+    "data__augment": {"flip": "random", "crop": 2, "cutout": 3, "mixup": 0.4},
     "train__test_time_augmentation": "flip_translate",
     "train__batch_size": 16,
 }

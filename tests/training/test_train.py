@@ -51,7 +51,7 @@ JOBS: list[dict[str, Any]] = [
     | {
         "model__blocks": RESIDUAL,
         "train__schedule": "one_cycle",
-        "data__augment": {"flip": "alternating", "translate": 2},
+        "data__augment": {"flip": "alternating", "translate": 2, "mixup": 0.5},
         "train__optimiser": {"sgd": {"nesterov": True, "decoupled_weight_decay": True}},
         "train__weight_decay": 0.01,
         "train__lookahead": {"every": 3},
@@ -61,7 +61,7 @@ JOBS: list[dict[str, Any]] = [
     FEW
     | {
         "model__blocks": [{"conv": 3, "activation": "gelu"} | NORM, *DROPOUT],
-        "data__augment": {"flip": "random"},
+        "data__augment": {"flip": "random", "crop": 2, "cutout": 3},
         "train__optimiser": "adamw",
         "train__schedule": {"step": {"milestones": [1, 2], "gamma": 0.3}},
         "train__learning_rate": 0.01,

@@ -85,9 +85,11 @@ class NumPyBackend(HostMemory):
         """Plan the task that adds one gradient to another."""
         return accumulate(self.workers, source, target)
 
-    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+    def loss(
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
+    ) -> Task:
         """Plan the loss and its gradient."""
-        return losses.cross_entropy(arena, inputs, logits, label_smoothing)
+        return losses.cross_entropy(arena, inputs, logits, label_smoothing, mixes=mixes)
 
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]

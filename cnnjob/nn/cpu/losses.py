@@ -70,25 +70,33 @@ def _write_probabilities(inputs: StepInputs, p: Array, _: Array, compute_softmax
     return run
 
 
-def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+def cross_entropy(
+    arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
+) -> Task:
     """Plan the loss, its gradient, and the number of correct predictions.
 
     The loss is the batch mean of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K, where ε is
     ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N (Bishop
     2006, eq. 4.109).
+
+    If ``mixes``, onehot(label) is share·onehot(label) + (1 − share)·onehot(label of the previous image), with the
+    share of the step in ``inputs.mixup`` (Zhang et al. 2018, eq. 2), and a prediction is correct if it is the label
+    with the larger share.
     """
     N, K = logits.value.shape
     p, total, compute_softmax = softmax(arena, logits.value)
-    labels, predictions, rows = (arena.take((N,), np.int64) for _ in range(3))
-    correct = arena.take((N,), bool)
-    chosen, spread, per_image = (arena.take((N,), logits.value.dtype) for _ in range(3))
+    labels, others, predictions, rows = (arena.take((N,), np.int64) for _ in range(4))
+    correct, dtype = arena.take((N,), bool), logits.value.dtype.type
+    chosen, spread, per_image = (arena.take((N,), dtype) for _ in range(3))
     flat, flat_gradient = logits.value.reshape(-1), logits.gradient.reshape(-1)
 
     def run() -> None:
         step = inputs.position[0]
         inputs.labels.take(inputs.order[step * N : (step + 1) * N], out=labels, mode="clip")
         logits.value.argmax(axis=1, out=predictions)
-        np.equal(predictions, labels, out=correct)
+        share = float(inputs.mixup[step]) if mixes else 1.0
+        others[0], others[1:] = labels[-1], labels[:-1]
+        np.equal(predictions, labels if share >= 1 / 2 else others, out=correct)
         inputs.n_correct[step] = np.count_nonzero(correct)
         compute_softmax()
         # 0, K, 2K, …: the index of each image's first logit (np.arange would allocate), plus the label.
@@ -96,7 +104,13 @@ def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smooth
         rows[0] = 0
         np.cumsum(rows, out=rows)
         np.add(rows, labels, out=labels)
+        np.add(rows, others, out=others)
         flat.take(labels, out=chosen, mode="clip")
+        if mixes:
+            flat.take(others, out=spread, mode="clip")
+            np.multiply(chosen, share, out=chosen)
+            np.multiply(spread, 1 - share, out=spread)
+            np.add(chosen, spread, out=chosen)
         if label_smoothing:
             np.multiply(chosen, 1 - label_smoothing, out=chosen)
             np.add.reduce(logits.value, axis=1, out=spread)
@@ -112,6 +126,8 @@ def cross_entropy(arena: Arena, inputs: StepInputs, logits: Tensor, label_smooth
         if label_smoothing:
             np.subtract(p, label_smoothing / K, out=p)
         np.divide(p, N, out=logits.gradient)
-        flat_gradient[labels] -= logits.value.dtype.type((1 - label_smoothing) / N)
+        flat_gradient[labels] -= dtype(share * (1 - label_smoothing) / N)
+        if mixes:
+            flat_gradient[others] -= dtype((1 - share) * (1 - label_smoothing) / N)
 
     return run

@@ -170,10 +170,12 @@ class CudaBackend:
         """Plan the task that adds one gradient to another."""
         return accumulate(self.device, source, target)
 
-    def loss(self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float) -> Task:
+    def loss(
+        self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
+    ) -> Task:
         """Plan the loss and its gradient."""
-        plan_alone = partial(blocks.cross_entropy, self.device, arena, inputs, logits, label_smoothing)
-        return DeferredLoss((logits,), plan_alone, inputs, label_smoothing).tasks.forward
+        plan_alone = partial(blocks.cross_entropy, self.device, arena, inputs, logits, label_smoothing, mixes=mixes)
+        return DeferredLoss((logits,), plan_alone, inputs, label_smoothing, mixes).tasks.forward
 
     def mean_outputs(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, view_weights: Sequence[float]

@@ -116,18 +116,23 @@ def mean_outputs(
 
 
 def cross_entropy(
-    device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float
+    device: Device, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
 ) -> ForwardBackward:
     """Plan the loss, its gradient, and the number of correct predictions.
 
     The loss is the batch mean of −Σ t log softmax(logits), with the targets t = (1 − ε)·onehot(label) + ε/K, where ε is
     ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N (Bishop
     2006, eq. 4.109).
+
+    If ``mixes``, onehot(label) is share·onehot(label) + (1 − share)·onehot(label of the previous image), with the
+    share of the step in ``inputs.mixup`` (Zhang et al. 2018, eq. 2), and a prediction is correct if it is the label
+    with the larger share.
     """
     N, K = logits.value.shape
     losses, correct = arena.take((N,), logits.value.dtype), arena.take((N,), np.int32)  # per image
     truth = inputs.labels, inputs.order, inputs.position
-    image_arguments = scalars([logits.value, *truth, logits.gradient, losses, correct, label_smoothing, N, K])
+    written = logits.gradient, losses, correct
+    image_arguments = scalars([logits.value, *truth, inputs.mixup, *written, label_smoothing, mixes, N, K])
     step_arguments = scalars([losses, correct, inputs.position, inputs.losses, inputs.n_correct, N])
     loss = partial(device.launch, "cross_entropy", *_warp_grid(N), image_arguments)
     # One thread block adds up the batch, so that the sum has a fixed order.

@@ -34,7 +34,7 @@ class DeferredBatch(DeferredPart):
     inputs: StepInputs
     pixels: PixelNormalisation
     changes: bool
-    """True if images are flipped or shifted."""
+    """True if images are augmented or shown in another view."""
 
     @property
     def x(self) -> Tensor:
@@ -61,6 +61,8 @@ class DeferredLoss(DeferredPart):
 
     inputs: StepInputs
     label_smoothing: float
+    mixes: bool
+    """True if labels are mixed in pairs."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,7 +157,7 @@ class Head:
         The kernel processes each image in one thread block, which limits the size of the head.
         """
         loss = next((part for part in parts if isinstance(part, DeferredLoss)), None)
-        if not loss or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
+        if not loss or loss.mixes or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
             return None
         before, classifier = parts[-3:-1]
         if not (_is_dense(classifier, "none") and classifier.y is loss.reads[0]):

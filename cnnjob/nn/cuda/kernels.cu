@@ -199,25 +199,32 @@ __device__ float depth_of(const float *z, int classes, float largest) {
 }
 
 // Loss of an image, 1 if its first largest output is that of its label, and the gradient (softmax - t) / N with
-// t = (1 - smoothing) * onehot + smoothing / classes.
-KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position, float *gradient,
-                     float *losses, int *hits, float smoothing, int images, int classes) {
+// t = (1 - smoothing) * onehot + smoothing / classes. If `mixes`, the label has only a share of its image, and that of
+// the image before it has the rest; a prediction is right if it is the one with the larger share.
+KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position,
+                     const double *shares, float *gradient, float *losses, int *hits, float smoothing, int mixes,
+                     int images, int classes) {
   int n = blockIdx.x * blockDim.y + threadIdx.y;
   if (n >= images) return;
   const float *z = logits + (wide)n * classes;
-  int label = (int)labels[order[position[0] * images + n]];
+  const wide *chosen = order + position[0] * images;
+  int label = (int)labels[chosen[n]], other = mixes ? (int)labels[chosen[(n + images - 1) % images]] : label;
+  float share = mixes ? (float)shares[position[0]] : 1, rest = mixes ? (float)(1 - shares[position[0]]) : 0;
   float largest = largest_of(z, classes), total = total_of(z, classes, largest);
   float spread = smoothing / classes, sure = 1 - smoothing, depth = 0;
   if (smoothing > 0) depth = depth_of(z, classes, largest);
   int guess = classes;
   for (int k = threadIdx.x; k < classes; k += 32) {
-    gradient[(wide)n * classes + k] = (expf(z[k] - largest) / total - spread - sure * (k == label)) / images;
+    float target = share * (k == label) + rest * (k == other);
+    gradient[(wide)n * classes + k] = (expf(z[k] - largest) / total - spread - sure * target) / images;
     if (z[k] == largest && k < guess) guess = k;
   }
   guess = warp_min(guess);
   if (threadIdx.x == 0) {
-    losses[n] = logf(total) + sure * (largest - z[label]) + spread * depth;
-    hits[n] = guess == label;
+    float missing = largest - z[label];
+    if (mixes) missing = share * missing + rest * (largest - z[other]);
+    losses[n] = logf(total) + sure * missing + spread * depth;
+    hits[n] = guess == (mixes && shares[position[0]] < 0.5 ? other : label);
   }
 }
 
