@@ -129,7 +129,7 @@ class _PlainValue:
         self._kind, self._full_conversion = kind, full_conversion
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return a parameter's value; what is neither a string nor a path is converted by typer."""
+        """Return a parameter's value; typer converts anything other than a string or a path."""
         if value is None or isinstance(value, self._kind):
             return value
         if self._kind is Path:
@@ -249,7 +249,7 @@ class Commands(_Light, typer.core.TyperGroup):
 
 
 def _print_usage_error(error: Any) -> typer.Exit:
-    """Print a wrong command line and how to get help; return the exception with which to exit."""
+    """Print what is wrong with a command line, and how to get help; return the exception that ends the process."""
     if error.ctx:
         typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.", err=True)
     print_error(error.format_message())

@@ -107,7 +107,7 @@ def _jpeg(content: bytes, max_pixels: int) -> np.ndarray | None:
 
 
 def _decoded(data: bytes, mode: str, width: int, height: int, decoder: Any) -> np.ndarray:
-    """Return the pixels (H, W, C), as Image.frombytes and Image.tobytes would, but in a third of their overhead."""
+    """Return the pixels (H, W, C), as Image.frombytes and Image.tobytes would, but with a third of their overhead."""
     image = _imaging.new(mode, (width, height))
     decoder.setimage(image, (0, 0, width, height))
     position, error = decoder.decode(data)

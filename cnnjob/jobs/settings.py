@@ -187,7 +187,7 @@ class StepSettings(ConstantSettings):
 
     milestones: Annotated[tuple[int | float, ...], BeforeValidator(_check_milestones)] = (0.5, 0.75)
     """When the learning rate falls: numbers of epochs or fractions of all steps, in ascending order, not before the end
-    of the warm-up; epochs that the training does not reach are left out. The default is that of He et al. 2016 (§4.2)
+    of the warm-up; epochs that training does not reach are left out. The default is that of He et al. 2016 (§4.2)
     for CIFAR-10."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Factor by which the learning rate is multiplied at each milestone."""
@@ -275,7 +275,7 @@ class TrainSettings(Settings):
     @field_validator("schedule", mode="after")
     @classmethod
     def _without_idle_milestones(cls, schedule: ScheduleSettings, info: ValidationInfo) -> ScheduleSettings:
-        """Drop milestones that the training does not reach; refuse one during the warm-up."""
+        """Drop milestones that training does not reach; refuse one during the warm-up."""
         if not (step := schedule.step):
             return schedule
         epochs = info.data.get("epochs", math.inf)
@@ -283,7 +283,7 @@ class TrainSettings(Settings):
         fractions = [milestone / epochs if milestone >= 1 else milestone for milestone in milestones]
         if fractions and fractions[0] < step.warmup:
             raise ValueError(
-                f"step.milestones: the learning rate would fall during the warm-up, which is {step.warmup:g} of all "
+                f"step.milestones: the learning rate would fall during the warm-up, which takes {step.warmup:g} of all "
                 f"steps (found {milestones[0]}). Set a later milestone, or a shorter warmup"
             )
         if not milestones:

@@ -66,7 +66,7 @@ class Schedule:
         return self.peak * factors
 
     def milestone_steps(self, total: int) -> Array:
-        """Return the first step after each milestone, float64 (milestones,), for a training of ``total`` steps."""
+        """Return the first step after each milestone, float64 (milestones,), if training takes ``total`` steps."""
         # 0.07 · 100 is slightly more than 7: without the factor, rounding up would yield 8.
         return np.ceil(np.array(self.milestones) * total * (1 - 1e-12))
 

@@ -195,9 +195,9 @@ class RunSummary:
 
     @property
     def recorded_state(self) -> str:
-        """The state; of a run that is not being trained, also according to the records of its SLURM jobs.
+        """The state; if the run is not being trained, the records of its SLURM jobs are taken into account.
 
-        Such a run is ``cancelled`` or ``failed`` if these records show it, even if no attempt began.
+        It is then ``cancelled`` or ``failed`` if these records show it, even if no attempt began.
         """
         if self.state not in {"pending", "stopped", "lost"}:
             return self.state

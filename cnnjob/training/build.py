@@ -52,7 +52,7 @@ def _freeze_fully(block: nn.Block) -> nn.Block:
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:
-    """Build the optimiser that a job asks for; SGD by default."""
+    """Build the optimiser that a job selects; SGD by default."""
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
     common, clip_norm = (train.weight_decay, lookahead), train.clip_norm or 0.0
     if adam := train.optimiser.adam or train.optimiser.adamw:
@@ -174,7 +174,7 @@ class InitialLayers:
 
 
 def _describe_misfit(arrays: Arrays, network: nn.Network) -> str:
-    """Return the first array with another shape than the network needs; if no name fits, return all names."""
+    """Return the first array whose shape differs from what the network needs; if no name matches, return all names."""
     needed = {name: parameter.shape for name, parameter in network.parameters.items()}
     unfit = [name for name in needed if name in arrays and arrays[name].shape != needed[name]]
     if not unfit:

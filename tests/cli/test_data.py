@@ -209,7 +209,9 @@ def test_new_says_which_included_job_it_replaces() -> None:
     assert cnnjob("prepare", "digits").exit_code == 0
     written = cnnjob("new", "digits")
     assert written.exit_code == 0
-    assert written.stderr.startswith("cnnjob: warning: jobs/digits.toml: used instead of the included job digits, ")
+    assert written.stderr.startswith(
+        "cnnjob: warning: jobs/digits.toml: takes precedence in this folder over the included job digits, "
+    )
 
 
 def test_a_dataset_of_a_name_that_a_job_of_another_has_is_trained_by_its_file(here: Path) -> None:

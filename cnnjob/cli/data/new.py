@@ -46,7 +46,7 @@ def new(
         raise JobError(f"{path}: already exists. Edit it, or remove it first")
     if is_included:
         print_warning(
-            f"{path}: used instead of the included job {path.stem}, whose settings differ, wherever a command names "
-            f"{path.stem} in this folder. To use both, rename the file"
+            f"{path}: takes precedence in this folder over the included job {path.stem}, whose settings differ. To "
+            "use both, rename the file",
         )
     typer.echo(f"{path}: written. Edit it, then train:\n    {shlex.join(['cnnjob', 'train', path.stem])}")
