@@ -399,8 +399,8 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
          "train.schedule.step.milestones: input should be an array of epochs, such as [30, 60], or of fractions of all "
          "steps, such as [0.5, 0.75], in ascending order, found [1.5]"),
         ({"train__schedule": {"step": {"warmup": 0.6}}},
-         "train.schedule.step.milestones: the learning rate would fall during the warm-up, which takes 0.6 of all steps "
-         "(found 0.5). Set a later milestone, or a shorter warmup"),
+         "train.schedule.step.milestones: the learning rate would fall during the warm-up, which takes 0.6 of all "
+         "steps (found 0.5). Set a later milestone, or a shorter warmup"),
         ({"train__epochs": 4, "train__schedule": {"step": {"warmup": 0.3, "milestones": [1, 3]}}},
          "train.schedule.step.milestones: the learning rate would fall during the warm-up"),
         ({"train__optimiser": {"sgd": {"decoupled_weight_decay": True}}}, "train.optimiser.sgd.decoupled_weight_dec"),
