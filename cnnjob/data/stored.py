@@ -21,6 +21,7 @@ MOST_READ_BYTES = 1 << 30
 """Maximum size of one read, in bytes; Linux reads at most 2 GiB at a time."""
 SLOW_SECONDS_PER_READ, SLOW_SECONDS_PER_BYTE = 20e-6, 0.5e-9
 """Maximum time to read rows from the page cache, in seconds per read and per byte; a slower read starts prefetching."""
+_RESUME = "then run the same command to resume"
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,3 @@ class RowReader:
                 self._read(position, part)  # reads the rows again, or raises an error that states the cause
         limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
         self._is_slow = time.perf_counter() - started > limit
-
-
-_RESUME = "then run the same command to resume"

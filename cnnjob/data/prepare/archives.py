@@ -54,14 +54,14 @@ def read_members(archive: Path, wanted: list[str]) -> Iterator[tuple[str, bytes]
     """
     try:
         with open_regular(archive) as file:
-            yield from _wanted_of(_Unpacked(_decoder(file)), wanted)
+            yield from _select_members(_LimitedStream(_open_decoder(file)), wanted)
     except _DAMAGED as error:
         raise DataError(f"{archive}: damaged, or not a tar archive ({error}). Copy or download it again") from error
 
 
-def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, bytes]]:
+def _select_members(unpacked: "_LimitedStream", wanted: list[str]) -> Iterator[tuple[str, bytes]]:
     read: set[str] = set()
-    for member in _headers(unpacked):
+    for member in _iterate_members(unpacked):
         name = PurePosixPath(member.name).name
         if not member.is_file or name not in wanted:
             unpacked.skip(member.size)
@@ -72,17 +72,17 @@ def _wanted_of(unpacked: "_Unpacked", wanted: list[str]) -> Iterator[tuple[str, 
         yield name, unpacked.content(member.size)
 
 
-def _decoder(file: io.BufferedReader) -> io.BufferedIOBase:
+def _open_decoder(file: io.BufferedReader) -> io.BufferedIOBase:
     # The compression is detected from the content: a pinned archive from the user may have any name.
     kind = _MAGIC.get(file.peek(2)[:2])
     if kind == "gzip":
         return gzip.GzipFile(fileobj=file)
     if kind == "bzip2":
         return bz2.BZ2File(file)
-    return io.BufferedReader(_Xz(file), _READ_BYTES) if kind == "xz" else file
+    return io.BufferedReader(_XzReader(file), _READ_BYTES) if kind == "xz" else file
 
 
-class _Xz(io.RawIOBase):
+class _XzReader(io.RawIOBase):
     """A decompressor with a memory limit for an xz file; Python's LZMAFile does not offer one."""
 
     def __init__(self, file: io.BufferedReader) -> None:
@@ -122,7 +122,7 @@ def decompressed_file(archive: Path) -> BinaryIO:
         DataError: the archive is damaged, or there is not enough space to decompress it.
     """
     file = open_regular(archive)
-    stream = _decoder(file)
+    stream = _open_decoder(file)
     if stream is file:
         return file
     with file:
@@ -144,7 +144,7 @@ def is_tar_header(block: bytes) -> bool:
     A header in the oldest format can be recognised only by its checksum.
     """
     try:
-        return bool(_parsed(block).name)
+        return bool(_parse_tar_header(block).name)
     except _DAMAGED:
         return False
 
@@ -166,8 +166,8 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[tuple[str, str, int, 
     try:
         # Without this check, an archive truncated between two members would only appear to have fewer members.
         _require_end(file, size)
-        unpacked = _Unpacked(file, size)
-        for member in _headers(unpacked, _MOST_IMAGES):
+        unpacked = _LimitedStream(file, size)
+        for member in _iterate_members(unpacked, _MOST_IMAGES):
             position = file.tell()
             _require_within(position + member.size, size)
             if kind := "file" if member.is_file else _KINDS.get(member.kind):
@@ -189,7 +189,7 @@ def _require_within(end: int, size: int) -> None:
         raise EOFError("it ends within a member")
 
 
-class _Unpacked:
+class _LimitedStream:
     """The stream of an archive's decompressed content, limited in size."""
 
     def __init__(self, stream: IO[bytes] | io.BufferedIOBase, most_bytes: int = _MOST_BYTES) -> None:
@@ -245,7 +245,7 @@ class _Member:
         return self.kind in _FILES
 
 
-def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member]:
+def _iterate_members(unpacked: _LimitedStream, most: int = _MOST_HEADERS) -> Iterator[_Member]:
     """Yield the members; the caller must read or skip a member's content before requesting the next member."""
     extended: dict[str, str] = {}
     for _ in range(most):
@@ -253,11 +253,11 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
         if not head.strip(b"\0"):  # the archive ends with a block of zeros, or at the end of the file
             unpacked.drain()
             return
-        member = _parsed(head)
+        member = _parse_tar_header(head)
         if member.kind in b"xgLK":
             if member.size > _MOST_HEADER_BYTES:
                 raise ValueError(f"a header has {member.size:,} bytes, more than the maximum of {_MOST_HEADER_BYTES:,}")
-            extended |= _extension(member.kind, unpacked.content(member.size))
+            extended |= _parse_extension(member.kind, unpacked.content(member.size))
             continue
         if member.kind == b"S" or any(key.startswith("GNU.sparse") for key in extended):
             raise ValueError("it contains a sparse file")
@@ -267,15 +267,15 @@ def _headers(unpacked: _Unpacked, most: int = _MOST_HEADERS) -> Iterator[_Member
     raise ValueError(f"it has more than {most:,} headers")
 
 
-def _parsed(head: bytes) -> _Member:
+def _parse_tar_header(head: bytes) -> _Member:
     """Parse a 512-byte header block."""
     if len(head) < TAR_BLOCK_BYTES:
         raise EOFError("it ends within a header")
     # The checksum is the sum of the block's bytes, with the checksum field itself counted as eight spaces.
     blanked = head[: _CHECKSUM.start] + b" " * 8 + head[_CHECKSUM.stop :]
-    if _number(head[_CHECKSUM]) != sum(blanked):
+    if _parse_number(head[_CHECKSUM]) != sum(blanked):
         raise ValueError("the checksum of a header does not match")
-    name, kind, size = _decode_field(head[:100]), head[156:157], _number(head[124:136])
+    name, kind, size = _decode_field(head[:100]), head[156:157], _parse_number(head[124:136])
     prefix = _decode_field(head[345:500]) if head[257:263] == b"ustar\0" else ""
     return _Member(f"{prefix}/{name}" if prefix else name, kind, size)
 
@@ -284,7 +284,7 @@ def _decode_field(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode(errors="surrogateescape")
 
 
-def _number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     """Parse a number in octal or in GNU's base-256 encoding."""
     if field[0] == 0x80:  # noqa: PLR2004 - marks a base-256 number
         return int.from_bytes(field[1:])
@@ -294,7 +294,7 @@ def _number(field: bytes) -> int:
     return int(digits, 8)
 
 
-def _extension(kind: bytes, content: bytes) -> dict[str, str]:
+def _parse_extension(kind: bytes, content: bytes) -> dict[str, str]:
     """Return the keywords of a pax header; for a GNU header with a long name, return the name under the key ``path``.
 
     Global pax headers are ignored.

@@ -121,7 +121,7 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
     Raises:
         DataError: there are no class folders, or the meaning of the folders is ambiguous.
     """
-    root = _unwrapped(_nested(listing))
+    root = _unwrap(_build_tree(listing))
     split_folders = _find_splits(root, where)
     # The test images of competitions have no labels, so they are left out and reported.
     flat = {split: folder for split, folder in split_folders.items() if folder.has_files() and _is_flat(folder)}
@@ -133,15 +133,15 @@ def find_layout(listing: Listing, where: str, annotations: Mapping[str, str] | N
             "Put the images of each class in a separate folder, or specify a table of labels with --labels FILE"
         )
     bases = {split: folder for split, folder in split_folders.items() if split not in flat} or {"train": root}
-    bases = {split: _unwrapped(folder, inside_split=folder is not root) for split, folder in bases.items()}
+    bases = {split: _unwrap(folder, inside_split=folder is not root) for split, folder in bases.items()}
     annotated = flat.get("val") if annotations else None
-    classes = {split: _files_by_class(base, where) for split, base in bases.items()}
+    classes = {split: _list_files_by_class(base, where) for split, base in bases.items()}
     names = natural_order(set(classes["train"]))
     _require_no_splits(names, where)
     _require_common(classes, bases, where)
     splits = {split: [found[name] for name in names] for split, found in classes.items()}
     if annotated and annotations:
-        splits["val"] = _annotated(annotated, annotations, names, where)
+        splits["val"] = _assign_annotated(annotated, annotations, names, where)
     used = {path for lists in splits.values() for files in lists for path in files}
     paths = {split: folder.path for split, folder in split_folders.items() if split in splits}
     return FolderLayout(
@@ -161,7 +161,7 @@ def _describe_layout(root: _Folder, paths: Mapping[str, str], n_classes: int) ->
     return f"class folders in {named}, {classes}"
 
 
-def _nested(listing: Listing) -> _Folder:
+def _build_tree(listing: Listing) -> _Folder:
     """Return the folder tree of a listing."""
     root = _Folder("")
     by_path = {"": root}
@@ -179,7 +179,7 @@ def _nested(listing: Listing) -> _Folder:
     return root
 
 
-def _unwrapped(folder: _Folder, *, inside_split: bool = False) -> _Folder:
+def _unwrap(folder: _Folder, *, inside_split: bool = False) -> _Folder:
     """Return the first folder, starting with ``folder``, that is not just a wrapper around a folder with subfolders."""
     while len(folder.folders) == 1 and not folder.files:
         child = next(iter(folder.folders.values()))
@@ -247,12 +247,12 @@ def _are_classes(root: _Folder, group: Mapping[str, list[str]]) -> bool:
 
 def _is_flat(folder: _Folder) -> bool:
     """Return whether a folder has no class folders, so that its images have no labels."""
-    folder = _unwrapped(folder, inside_split=True)
+    folder = _unwrap(folder, inside_split=True)
     inside = [child for child in folder.folders.values() if child.has_files()]
     return not inside or (len(inside) == 1 and inside[0].name.lower() in {*_IMAGE_FOLDERS, folder.name.lower()})
 
 
-def _files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
+def _list_files_by_class(base: _Folder, where: str) -> dict[str, list[str]]:
     """Return the files of each class folder by class name; names are converted to NFC, since macOS writes NFD."""
     place = f"{where}/{base.path}" if base.path else where
     if not 0 < len(base.folders) <= _MAX_CLASSES:
@@ -293,14 +293,14 @@ def _require_images(folder: _Folder, base: _Folder, place: str) -> None:
     if folder.files and inside and (len(inside) > 1 or is_shared or is_other):
         raise DataError(
             f"{place}: the class folder {folder.name} contains both images and folders of images (found "
-            f"{folder.files[0].rpartition('/')[2]} and {_shown(sorted(inside))}). Remove the folders that are not "
+            f"{folder.files[0].rpartition('/')[2]} and {_join_names(sorted(inside))}). Remove the folders that are not "
             "part of the class; or, if the folders are the classes or splits, remove the images next to them"
         )
     if inside and not folder.holds_images():
         raise DataError(
             f"{place}: the class folder {folder.name} contains only folders, no images (found "
-            f"{_shown(sorted(inside))}). Specify the folder that contains the class folders (unpack an archive first), "
-            "or a table of labels with --labels FILE"
+            f"{_join_names(sorted(inside))}). Specify the folder that contains the class folders (unpack an archive "
+            "first), or a table of labels with --labels FILE"
         )
 
 
@@ -321,13 +321,13 @@ def _require_no_splits(names: list[str], where: str) -> None:
     test = [name for name in names if split_of.get(name, "train") != "train" or name.lower() in _UNLABELLED]
     if train and test:
         raise DataError(
-            f"{where}: some folders look like splits without class folders (found {_shown(train + test)}). "
+            f"{where}: some folders look like splits without class folders (found {_join_names(train + test)}). "
             "Put the images of each class in a separate folder, or specify a table of labels with --labels FILE"
         )
     lower = {name.lower() for name in names}
     if lower <= _NO_CLASS_PARTS | _IMAGE_FOLDERS and lower & _NO_CLASS_PARTS:
         raise DataError(
-            f"{where}: the folders seem to contain images and annotations, not classes (found {_shown(names)}). "
+            f"{where}: the folders seem to contain images and annotations, not classes (found {_join_names(names)}). "
             "Specify a table of the images' labels, with --labels FILE"
         )
 
@@ -340,7 +340,7 @@ def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mappi
         for folder, only in (("train", train - set(found)), (split, set(found) - train)):
             if only:
                 path = bases[folder].path
-                differences.append(f"only in {path}/: {_shown(natural_order(only))}")
+                differences.append(f"only in {path}/: {_join_names(natural_order(only))}")
     if differences:
         raise DataError(
             f"{where}: the splits have different classes (found {'; '.join(differences)}). "
@@ -348,7 +348,7 @@ def _require_common(classes: Mapping[str, Mapping[str, list[str]]], bases: Mappi
         )
 
 
-def _annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str], where: str) -> list[list[str]]:
+def _assign_annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str], where: str) -> list[list[str]]:
     """Return the paths of Tiny ImageNet's validation images, as one list per class."""
     by_class: dict[str, list[str]] = {name: [] for name in names}
     for path in sorted(folder.all_files(), key=lambda path: path.split("/")):
@@ -362,6 +362,6 @@ def _annotated(folder: _Folder, annotations: Mapping[str, str], names: list[str]
     return list(by_class.values())
 
 
-def _shown(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
