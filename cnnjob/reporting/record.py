@@ -255,7 +255,7 @@ def _why_unfinished(summary: RunSummary) -> str:
     if state == "cancelled":
         reason = "cancelled; submit it again to resume it"
     elif state == "failed" and not why:
-        reason = f"failed: {summary.given_up}; cnnjob status {summary.run.path} shows the error"
+        reason = f"failed: {summary.given_up}; cnnjob status RUN shows the error"
     elif state == "pending":
         reason = "pending: not started yet"
     elif UNRECORDED in summary.notes:

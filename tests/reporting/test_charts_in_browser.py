@@ -139,6 +139,19 @@ def with_matrices(*counts: list[list[int]]) -> list[Record]:
     return made
 
 
+def test_the_keyboard_moves_from_group_to_group_of_parallel_coordinates(browser: Tab, tmp_path: Path) -> None:
+    made = [record for rate in (0.1, 0.2, 0.3) for record in group(0.6 + rate, **{"train.learning_rate": rate})]
+    browser.open(written_page(tmp_path / "page.html", made))
+    values = "document.querySelector('.values').textContent"
+    browser.evaluate("document.querySelector('.parallel').focus()")
+    seen = []
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp", "Escape"):
+        browser.press(key)
+        seen.append(browser.evaluate(values))
+    best, middle, worst = ("90.00 %: learning_rate 0.3", "80.00 %: learning_rate 0.2", "70.00 %: learning_rate 0.1")
+    assert seen == [best, middle, worst, worst, middle, ""]
+
+
 def test_two_confusion_matrices_are_side_by_side_with_their_difference(browser: Tab, tmp_path: Path) -> None:
     made = with_matrices([[8, 2], [0, 10]], [[10, 0], [0, 10]], [[5, 5], [1, 9]])
     browser.open(written_page(tmp_path / "page.html", made))

@@ -11,6 +11,7 @@ from cnnjob import files
 from cnnjob.reporting.attempts import read_attempts
 from cnnjob.reporting.groups import group_runs
 from cnnjob.reporting.page import page as pages
+from cnnjob.reporting.page.sections import build_timeline
 from cnnjob.reporting.record import read_record
 from cnnjob.reporting.report import report
 from cnnjob.runs.run import Run
@@ -214,7 +215,14 @@ def test_the_timeline_shows_waiting_and_lost_steps(tmp_path: Path) -> None:
     waits = [attempt.started - attempt.waited_from for attempt in attempts if attempt.waited_from]
     assert [wait.total_seconds() for wait in waits] == [600, 7200]
     assert [attempt.lost_steps for attempt in attempts] == [30, None]
-    assert "attempt 2: waited 2 h" in Reader(page_of(run)).text
+    text = " ".join(Reader(page_of(run)).text.split())
+    assert "attempt 2: waited 2 h" in text
+    assert re.search(r"2026-01-01 09:50:00 \d{4}-\d\d-\d\d \d\d:\d\d:\d\d waiting running", text)
+
+
+def test_a_timeline_of_one_bar_is_left_out(tmp_path: Path) -> None:
+    assert build_timeline(read_attempts(read_summary(folders.stopped_run(tmp_path)))) is None
+    assert build_timeline([]) is None
 
 
 def test_a_decision_is_of_its_attempt(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_an_unfinished_run_is_listed_with_its_reason(state: str, tmp_path: Path)
         (
             lambda root: slurm_runs.with_decision(slurm_runs.waiting_run(root), said=OWN_ERROR),
             "failed",
-            f"failed: {OWN_ERROR}; cnnjob status ",
+            f"failed: {OWN_ERROR}; cnnjob status RUN shows the error",
         ),
     ],
 )

@@ -54,6 +54,14 @@ class TimelineBar:
     title: str
 
 
+class Timeline(NamedTuple):
+    """When a run waited and ran, as bars on a scale from ``first`` to ``last``."""
+
+    bars: list[TimelineBar]
+    first: datetime
+    last: datetime
+
+
 class AttemptFold(NamedTuple):
     """One attempt, or several consecutive attempts that ended for the same reason."""
 
@@ -103,7 +111,8 @@ class RunSection:
     """All settings by dotted key, without those that are the same for all runs on the page."""
     provenance: list[str]
     charts: list[Chart]
-    timeline: list[TimelineBar]
+    timeline: Timeline | None
+    """None if there is only one bar, which would show nothing."""
     attempts: list[AttemptFold]
     matrix: list[list[tuple[int, float]]]
     """Rows of the confusion matrix, with counts and their shares of the row; empty if there are many classes."""
@@ -242,19 +251,20 @@ def provenance(record: Record) -> Iterator[str]:
         yield f"bits may differ from step {step} onwards"
 
 
-def build_timeline(attempts: list[Attempt]) -> list[TimelineBar]:
-    """Return the attempts as timeline bars: waiting, running and unknown."""
-    if not attempts:
-        return []
-    phases = list(_timeline_phases(attempts))
+def build_timeline(attempts: list[Attempt]) -> Timeline | None:
+    """Return the attempts as timeline bars: waiting, running and unknown; None if there are fewer than two bars."""
+    phases = list(_timeline_phases(attempts)) if attempts else []
+    if len(phases) < 2:  # noqa: PLR2004
+        return None
     first, last = min(start for _, start, _, _ in phases), max(end for _, _, end, _ in phases)
     total = (last - first).total_seconds() or 1.0  # a single attempt whose end is unknown has zero length
     scale = _TIMELINE_WIDTH / total
-    return [
+    bars = [
         TimelineBar(kind, round((start - first).total_seconds() * scale, 1),
                     round(max((end - start).total_seconds() * scale, _MIN_BAR_WIDTH), 1), title)
         for kind, start, end, title in phases
     ]  # fmt: skip
+    return Timeline(bars, first, last)
 
 
 def fold_attempts(attempts: list[Attempt]) -> list[AttemptFold]:

@@ -115,6 +115,28 @@ if (filter) {
   if (input.value) apply();
 }
 
+// Parallel coordinates: the group at the pointer, or chosen with the arrow keys from the best one on, shows its values.
+for (const frame of document.querySelectorAll(".parallel")) {
+  const lines = [...frame.querySelectorAll(".group-line")].reverse();
+  const output = frame.parentElement.querySelector(".values");
+  let chosen = -1;
+  const choose = (index) => {
+    lines[chosen]?.classList.remove("chosen");
+    chosen = index;
+    lines[chosen]?.classList.add("chosen");
+    output.textContent = lines[chosen]?.textContent ?? "";
+  };
+  frame.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") choose(-1);
+    if (!step) return;
+    event.preventDefault();
+    choose(Math.min(Math.max(chosen + step, 0), lines.length - 1));
+  });
+  frame.addEventListener("pointerover", (event) => choose(lines.indexOf(event.target.closest(".group-line"))));
+  for (const name of ["pointerleave", "blur"]) frame.addEventListener(name, () => choose(-1));
+}
+
 // The contents mark the section on screen.
 const links = new Map([...document.querySelectorAll(".contents > ul > li > a")].map((link) => [link.hash.slice(1), link]));
 const headings = [...links.keys()].map((id) => document.getElementById(id));
