@@ -12,7 +12,8 @@ effect only because of another key's value is dropped when the job is read, so t
 - augmentation with all settings off;
 - dropout at rate 0, if no other dropout block follows;
 - an order of operations in a conv block that gives the same results as the usual order;
-- alternating flips, if there is only one epoch.
+- alternating flips, if there is only one epoch;
+- ``bias_epochs`` of at least the number of epochs, and milestones of a schedule that are not before the last epoch.
 
 A setting that cannot have an effect with the given dataset is refused once the dataset is known
 (:mod:`cnnjob.training.idle_settings`).
@@ -112,10 +113,11 @@ class Job(Settings):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _replace_single_alternation(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Replace alternating flips with random ones if there is only one epoch: both give the same images."""
+    def _without_idle_epochs(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Drop settings that need more epochs: ``bias_epochs``, and alternation, which in one epoch is random flips."""
         job = handler(values)
         # Settings are frozen: the change is made on copies.
+        job = job.model_copy(update={"model": job.model.without_idle_epochs(job.train.epochs)})
         if job.train.epochs > 1 or not job.data.augment or job.data.augment.flip != "alternating":
             return job
         augment = job.data.augment.model_copy(update={"flip": "random"})

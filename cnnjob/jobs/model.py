@@ -50,6 +50,11 @@ def _require_effect(block: nn.Conv | nn.Dense, info: ValidationInfo) -> Any:
         raise ValueError(
             f"bias_init: there is no bias (found bias_init = {block.bias_init:g}). Set bias = true, or omit bias_init"
         )
+    if block.bias_epochs and not block.bias:
+        raise ValueError(
+            f"bias_epochs: there is no bias (found bias_epochs = {block.bias_epochs}). Set bias = true, or omit "
+            "bias_epochs"
+        )
     if block.learning_rate_factor == 0:
         raise ValueError(
             "learning_rate_factor: at 0, nothing in the block is trained. To keep the initial weights, set "
@@ -189,6 +194,18 @@ class Model(Settings):
     init_sha256: Annotated[str, AfterValidator(_require_sha256)] | None = None
     """SHA-256 of the weights of ``init_from``. It is set when the run is created; if it is set in a job file, weights
     with another SHA-256 are refused."""
+
+    def without_idle_epochs(self, epochs: int) -> Self:
+        """Return the model for a training of ``epochs`` epochs, without ``bias_epochs`` that it does not exceed."""
+
+        def trimmed(block: Any) -> Any:
+            if isinstance(block, nn.Residual):
+                return replace(block, blocks=tuple(map(trimmed, block.blocks)))
+            return replace(block, bias_epochs=0) if getattr(block, "bias_epochs", 0) >= epochs else block
+
+        return self.model_copy(
+            update={"blocks": tuple(map(trimmed, self.blocks)), "classifier": trimmed(self.classifier)}
+        )
 
     @property
     def has_convolutions(self) -> bool:

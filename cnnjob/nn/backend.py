@@ -96,6 +96,9 @@ class Backend(ArrayStore, Protocol):
             One task per view, to run after the view's forward pass, and the last task.
         """
 
+    def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:
+        """Plan the task that fills the arrays (n,) with zeros at ``first_step`` and all later steps of the training."""
+
     def update(
         self,
         arena: Arena,

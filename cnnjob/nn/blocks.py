@@ -5,7 +5,7 @@ schema and reference of job files (:mod:`cnnjob.jobs.model`). The limits are not
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ Part = Literal["norm", "activation", "pool"]
 Order = tuple[Part, ...]
 """Sequence that contains each part exactly once."""
 BiasInitialiser = Annotated[float, Ge(-10), Le(10)]
+BiasEpochs = Annotated[int, Ge(0), Le(1_000_000)]
 Factor = Annotated[float, Ge(0), Le(1e6)]
 
 
@@ -44,6 +45,8 @@ class Parameter:
     """True if weight decay applies."""
     trainable: bool = True
     """True if the optimiser updates the parameter; False for frozen weights and running statistics."""
+    epochs: int = 0
+    """Number of epochs, from the first, in which the optimiser updates the parameter; 0 for all epochs."""
     counts: bool = True
     """True if the array counts as a parameter of the network; False for running statistics."""
 
@@ -97,7 +100,7 @@ def _weights_and_bias(block: "Conv | Dense", shape: Shape) -> dict[str, Paramete
         return {"weights": weights}
     trainable = not block.fully_frozen
     bias = Parameter(shape[-1:], 0.0, fan_in, block.bias_init, factor, decays=False, trainable=trainable)
-    return {"weights": weights, "bias": bias}
+    return {"weights": weights, "bias": replace(bias, epochs=block.bias_epochs)}
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,9 @@ class Conv:
     """Add a bias; by default, only if there is no batch normalisation."""
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
+    bias_epochs: BiasEpochs = 0
+    """Number of epochs, from the first, in which the bias is trained, after which it keeps its value; 0 trains it in
+    all epochs. It is ``whiten_bias_epochs`` in airbench (Jordan 2024) if the block has whitening filters."""
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
@@ -207,6 +213,9 @@ class Dense:
     """Add a bias to the outputs."""
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
+    bias_epochs: BiasEpochs = 0
+    """Number of epochs, from the first, in which the bias is trained, after which it keeps its value; 0 trains it in
+    all epochs."""
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the layer's weights and bias."""
     frozen: bool = False

@@ -299,6 +299,13 @@ def _plan_training(
         backend.loss(arena, inputs, logits, options.label_smoothing, mixes=options.mixes),
         *(step.backward for step in reversed(steps)),
     ]
+    for name, parameter in network.parameters.items():
+        if parameter.trainable and parameter.epochs:
+            # Without a gradient and momentum, no update changes the parameter, and its gradient is not part of a norm.
+            slots = [flat for slot, flat in state.slots.items() if slot in {"velocity", "first_moment"}]
+            arrays = [flat[state.layout.slice_of(name)] for flat in (state.gradients, *slots)]
+            first_step = parameter.epochs * len(inputs.learning_rates)
+            tasks.append(backend.zero_from(arena, inputs, arrays, first_step))
     buffers = state.parameters, state.gradients, state.slots
     update = backend.update(arena, optimiser, trainable_segments(network, state.layout), buffers, inputs)
     return backend.compile_step(arena, inputs, [*tasks, update])

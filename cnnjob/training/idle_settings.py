@@ -5,8 +5,8 @@ The following are accepted even if they have no effect:
 
 - the default of every key;
 - the neutral values that a sweep starts from: 0 for dropout, smoothing or decay, and 1 for a pool or factor;
-- the initialisers of blocks that take initial weights (``model.init_from``), and the learning rate factor and momentum
-  of such blocks if they are frozen, so that the blocks of another job can be used unchanged;
+- the initialisers of blocks that take initial weights (``model.init_from``), and the learning rate factor, momentum
+  and ``bias_epochs`` of such blocks if they are frozen, so that the blocks of another job can be used unchanged;
 - a GPU precision on a machine without a GPU, where the run logs and records the precision that it uses instead;
 - the schedule and optimiser settings of a run with a single step, since such a run is a trial of a job intended for
   more steps; they are refused only if that step has learning rate 0.
@@ -17,13 +17,14 @@ from math import prod
 
 from cnnjob import nn
 from cnnjob.data.dataset import Dataset
-from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.settings import DataSettings, LookaheadSettings
 
 
-def require_effect(job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int) -> None:
-    """Refuse a job with a setting that has no effect.
+def find_idle_settings(
+    job: Job, dataset: Dataset, network: nn.Network, schedule: nn.Schedule, steps: int
+) -> Iterator[str]:
+    """Yield a message for each setting that has no effect.
 
     Args:
         job: the job.
@@ -31,12 +32,34 @@ def require_effect(job: Job, dataset: Dataset, network: nn.Network, schedule: nn
         network: the job's network.
         schedule: the job's learning rate schedule.
         steps: total number of training steps.
-
-    Raises:
-        JobError: a setting has no effect; the message names the first such setting.
     """
-    for message in (*_idle_for_images(job, dataset), *_idle_blocks(network), *_idle_for_steps(job, schedule, steps)):
-        raise JobError(message)
+    yield from _idle_for_images(job, dataset)
+    yield from _idle_blocks(network)
+    kind, lookahead = job.train.schedule.kind, job.train.lookahead
+    rising = schedule.warmup * steps
+    if steps == 1 and not schedule.rates(range(steps), steps).any():
+        yield (
+            f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave warmup out, "
+            "or set start_factor"
+            if schedule.shape != "one_cycle"
+            else "train.schedule.one_cycle.end_factor: the only training step has learning rate 0. Set a larger value"
+        )
+    late = [m for m, first in zip(schedule.milestones, schedule.milestone_steps(steps), strict=True) if first >= steps]
+    if late and steps > 1:
+        yield (
+            f"train.schedule.step.milestones: the {steps:,} training steps end before this milestone (found "
+            f"{late[0]:g}). Leave it out, or set a smaller one"
+        )
+    if schedule.shape in {"cosine", "triangular"} and 1 < steps <= rising + 1:
+        yield (
+            f"train.schedule: the {steps:,} training steps end before the learning rate falls (found '{kind}'). "
+            "Use 'constant'"
+        )
+    if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
+        yield (
+            f"train.lookahead.power: lookahead acts only once, after the last of {steps:,} steps, so the power has no "
+            f"effect (found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
+        )
 
 
 def _idle_for_images(job: Job, dataset: Dataset) -> Iterator[str]:
@@ -73,31 +96,3 @@ def _idle_blocks(network: nn.Network) -> Iterator[str]:
                     f"model.blocks: {where}: the kernel covers the whole input of {height}×{width} pixels, so the "
                     f"stride has no effect (found {conv.stride}). Leave it out"
                 )
-
-
-def _idle_for_steps(job: Job, schedule: nn.Schedule, steps: int) -> Iterator[str]:
-    kind, lookahead = job.train.schedule.kind, job.train.lookahead
-    rising = schedule.warmup * steps
-    if steps == 1 and not schedule.rates(range(steps), steps).any():
-        yield (
-            f"train.schedule.{kind}.warmup: the only training step has learning rate 0. Leave warmup out, "
-            "or set start_factor"
-            if schedule.shape != "one_cycle"
-            else "train.schedule.one_cycle.end_factor: the only training step has learning rate 0. Set a larger value"
-        )
-    late = [m for m, first in zip(schedule.milestones, schedule.milestone_steps(steps), strict=True) if first >= steps]
-    if late and steps > 1:
-        yield (
-            f"train.schedule.step.milestones: the {steps:,} training steps end before this milestone (found "
-            f"{late[0]:g}). Leave it out, or set a smaller one"
-        )
-    if schedule.shape in {"cosine", "triangular"} and 1 < steps <= rising + 1:
-        yield (
-            f"train.schedule: the {steps:,} training steps end before the learning rate falls (found '{kind}'). "
-            "Use 'constant'"
-        )
-    if lookahead and lookahead.every == steps and lookahead.power != LookaheadSettings().power:
-        yield (
-            f"train.lookahead.power: lookahead acts only once, after the last of {steps:,} steps, so the power has no "
-            f"effect (found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
-        )

@@ -13,7 +13,7 @@ from cnnjob.jobs.job import Job
 from cnnjob.runs.creation import create_run, open_run_dataset
 from cnnjob.runs.run import Run
 from cnnjob.training.build import InitialLayers, build_network, build_schedule
-from cnnjob.training.idle_settings import require_effect
+from cnnjob.training.idle_settings import find_idle_settings
 from cnnjob.training.split import estimate_split_counts, split_training_images
 
 
@@ -130,7 +130,8 @@ class TrainingSetup:
                 f"train.lookahead.every: {job.train.lookahead.every} is more than the {steps} training steps, so "
                 "lookahead has no effect. Lower it, or leave out train.lookahead"
             )
-        require_effect(job, self.dataset, self.network, build_schedule(job.train), steps)
+        for message in find_idle_settings(job, self.dataset, self.network, build_schedule(job.train), steps):
+            raise JobError(message)
 
     def _check_trainable(self) -> None:
         """Refuse a network without trainable parameters, and weight decay without trainable weights."""

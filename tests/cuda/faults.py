@@ -39,6 +39,8 @@ FAULTS = [
     Fault("atomicInc(ticket, blocks - 1) == blocks - 1", "atomicInc(ticket, blocks - 1) == 0"),
     Fault("position[threadIdx.x] += 1", "position[0] += 1"),
     Fault("if (threadIdx.x < 2 && threadIdx.y == 0)", "if (threadIdx.x < 2)"),
+    Fault("position[1] >= first", "position[1] > first"),
+    Fault("values[i] = 0;", "values[0] = 0;"),
     # which values a thread takes
     Fault("n += gridDim.y", "n += gridDim.y + 1"),
     Fault("i < (size); i += gridDim.x * blockDim.x", "i < (size); i += gridDim.x * blockDim.x + 1"),

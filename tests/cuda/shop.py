@@ -142,6 +142,12 @@ WORKS = {
     "fully frozen up to the classifier": Work(
         [nn.Conv(filters=4, frozen=True, fully_frozen=True), nn.Dense(units=6, frozen=True, fully_frozen=True)]
     ),
+    "bias of some epochs": Work(
+        [nn.Conv(filters=3, bias_epochs=1, pool=2), nn.Dense(units=6), nn.Dense(units=5, bias_epochs=9)],
+        optimiser=nn.Sgd(0.9, clip_norm=0.1),
+        start=1,
+    ),
+    "first bias of no epoch": Work([nn.Conv(filters=3, bias_epochs=1, pool=2), nn.Dense(units=6)], (9, 8, 1), start=2),
     "output scale": Work([nn.Dense(units=6, output_scale=0.5), nn.Dense(units=5, output_scale=-3.0)]),
     "label smoothing": Work([nn.Conv(filters=3)], options=nn.TrainingOptions(label_smoothing=0.2)),
     "norm": Work([normed(3), normed(35, scale=False, momentum=0.3)]),

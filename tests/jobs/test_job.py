@@ -413,6 +413,8 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
             "train.precision: 'float16' affects convolutions only (found none in model.blocks). Set 'tf32'",
         ),
         ({"model__blocks": [CONV | {"bias": False, "bias_init": 1.0}]}, "model.blocks.0.bias_init: there is no bias"),
+        ({"model__blocks": [CONV | {"bias": False, "bias_epochs": 1}]},
+         "model.blocks.0.bias_epochs: there is no bias (found bias_epochs = 1). Set bias = true, or omit bias_epochs"),
         ({"model__blocks": [CONV | {"batch_norm": True, "bias_init": 1.0}]}, "model.blocks.0.bias_init: there is no "),
         ({"model__blocks": [{"dense": 3, "learning_rate_factor": 0.0}]}, "model.blocks.0.learning_rate_factor: at 0, "),
         ({"model__blocks": [{"dense": 3, "bias": False, "frozen": True, "learning_rate_factor": 2.0}]},
@@ -485,6 +487,14 @@ def test_a_number_that_float32_takes_for_another_is_refused(changes: dict[str, A
             {"model__blocks": [{"dropout": 0.2}, {"dropout": 0.0}, CONV, {"dropout": 0}]},
         ),
         ({"model__blocks": [{"residual": [CONV]}]}, {"model__blocks": [{"residual": [CONV, {"dropout": 0.0}]}]}),
+        (
+            {"train__epochs": 3, "model__blocks": [CONV, {"residual": [CONV]}]},
+            {
+                "train__epochs": 3,
+                "model__blocks": [CONV | {"bias_epochs": 3}, {"residual": [CONV | {"bias_epochs": 9}]}],
+                "model__classifier": {"bias_epochs": 3},
+            },
+        ),
     ],
 )
 def test_two_spellings_of_one_training_are_one_job(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -503,6 +513,10 @@ def test_two_spellings_of_one_training_are_one_job(one: dict[str, Any], other: d
         ),
         ({"train__schedule": "cosine"}, {"train__schedule": {"cosine": {"warmup": 0.1, "start_factor": 1.0}}}),
         ({"data__augment": {"flip": "random"}}, {"data__augment": {"flip": "alternating"}}),
+        (
+            {"train__epochs": 3, "model__blocks": [CONV | {"bias_epochs": 2}]},
+            {"train__epochs": 3, "model__blocks": [CONV | {"bias_epochs": 3}]},
+        ),
         (
             {"model__blocks": [CONV | {"pool": 2, "batch_norm": True, "order": ["activation", "pool", "norm"]}]},
             {"model__blocks": [CONV | {"pool": 2, "batch_norm": True, "order": ["pool", "activation", "norm"]}]},

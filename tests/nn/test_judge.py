@@ -246,3 +246,28 @@ def test_inspections_of_networks_with_dropout_and_residual_blocks_agree(name: st
     job = Job.load(name)
     network = build_network(job.model, (28, 28, 1) if name == "mnist" else (16, 16, 3), 10)
     Match(network, build_optimiser(job.train), np.float64, 4).compare_inspection()
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [nn.Sgd(0.9, 1e-3, nesterov=True, clip_norm=0.05), nn.Sgd(0.0, 0.1), nn.AdamW(0.9, 0.01, eps=1e-3, clip_norm=0.1)],
+)
+def test_a_bias_that_is_trained_for_one_epoch_is_one_that_then_has_no_gradient(optimiser: nn.Optimiser) -> None:
+    """As airbench does it: requires_grad of the whitening block's bias is False after some epochs."""
+    whitening = nn.Conv(4, 2, pad=0, init="whitening", frozen=True, activation="gelu", bias_epochs=1)
+    head = nn.Dense(units=4, activation="none")
+    network = nn.Network.build([whitening, nn.Dense(units=5, bias_epochs=1), head], (8, 8, 2))
+    match = Match(network, optimiser, np.float64, COUNT)
+    for step in range(STEPS):
+        match.step(step)
+    names = {"conv1/bias", "dense1/bias"}
+    before = {name: match.state.weights[name].copy() for name in names}
+    for name, tensor, _ in tensors(match.module, network.layers):
+        tensor.requires_grad_(tensor.requires_grad and name not in names)
+    match.inputs.position[0] = 0  # the next epoch
+    for step in range(3):
+        match.step(step)
+    match.compare_state()
+    for name in names:
+        np.testing.assert_array_equal(match.state.weights[name], before[name])
+        assert before[name].any()

@@ -60,7 +60,7 @@ JOBS: list[dict[str, Any]] = [
     },
     FEW
     | {
-        "model__blocks": [{"conv": 3, "activation": "gelu"} | NORM, *DROPOUT],
+        "model__blocks": [{"conv": 3, "activation": "gelu", "bias": True, "bias_epochs": 2} | NORM, *DROPOUT],
         "data__augment": {"flip": "random", "crop": 2, "cutout": 3},
         "train__optimiser": "adamw",
         "train__schedule": {"step": {"milestones": [1, 2], "gamma": 0.3}},

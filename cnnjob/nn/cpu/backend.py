@@ -101,6 +101,16 @@ class NumPyBackend(HostMemory):
         """
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
+    def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:  # noqa: ARG002 - the interface has it
+        """Plan the task that fills the arrays with zeros from a step on."""
+
+        def run() -> None:
+            if inputs.position[1] >= first_step:
+                for array in arrays:
+                    array.fill(0)
+
+        return run
+
     def update(
         self,
         arena: Arena,

@@ -25,7 +25,7 @@ from cnnjob.nn.cuda.deferred import (
     parts_of,
     resolve_tasks,
 )
-from cnnjob.nn.cuda.device_api import Device, ShapeOnlyDevice, in_order
+from cnnjob.nn.cuda.device_api import Device, ShapeOnlyDevice, each, in_order
 from cnnjob.nn.cuda.fused import fuse
 from cnnjob.nn.cuda.graphs import Captured
 from cnnjob.nn.cuda.norm import norm
@@ -186,6 +186,12 @@ class CudaBackend:
             One task to run after each view, and a final task that computes the softmax and advances to the next step.
         """
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
+
+    def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:  # noqa: ARG002 - the interface has it
+        """Plan the task that fills the arrays with zeros from a step on."""
+        return in_order(
+            [each(self.device, "zero_from", 1, len(a), a, inputs.position, np.int64(first_step)) for a in arrays]
+        )
 
     def update(
         self,

@@ -232,7 +232,18 @@ class _Sums:
 
 def _with_supported_settings(block: Conv) -> Conv:
     """Return a copy of a block with only the settings that fused kernels support, and defaults for all others."""
-    names = "init", "bias_init", "learning_rate_factor", "activation", "filters", "kernel", "stride", "pad", "pool"
+    names = (
+        "init",
+        "bias_init",
+        "bias_epochs",
+        "learning_rate_factor",
+        "activation",
+        "filters",
+        "kernel",
+        "stride",
+        "pad",
+        "pool",
+    )
     return Conv(**{name: getattr(block, name) for name in names})
 
 
@@ -242,7 +253,7 @@ def _is_dense(part: DeferredPart, activation: Activation) -> TypeGuard[DeferredO
         isinstance(part, DeferredOperation) and isinstance(block := part.operation, Dense) and _is_fully_trainable(part)
     ):
         return False
-    names = "init", "bias_init", "learning_rate_factor", "units"
+    names = "init", "bias_init", "bias_epochs", "learning_rate_factor", "units"
     return block == Dense(activation=activation, **{name: getattr(block, name) for name in names})
 
 

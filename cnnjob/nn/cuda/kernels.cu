@@ -36,6 +36,12 @@ __device__ void move_on(wide *position) {
   if (threadIdx.x < 2 && threadIdx.y == 0) position[threadIdx.x] += 1;
 }
 
+// Fills an array with zeros at step `first` of the training and at all later ones.
+KERNEL zero_from(float *values, const wide *position, wide first, int images, int size) {
+  EACH(n, images, i, size)
+    if (position[1] >= first) values[i] = 0;
+}
+
 // ---- batches --------------------------------------------------------------------------------------------------------
 
 // Rounded twice, as in NumPy, for the same bits: no fused multiply-add.
