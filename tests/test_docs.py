@@ -139,6 +139,8 @@ def test_every_key_of_a_job_file_is_explained_in_a_line() -> None:
     some = CliRunner().invoke(app, ["show", "--keys", "train.optimiser", "--json"])
     assert {one["table"] for one in json.loads(some.stdout)} == {
         "train", "train.optimiser", "train.optimiser.sgd", "train.optimiser.adam", "train.optimiser.adamw",
+            "train.optimiser.muon", "train.optimiser.muon.others", "train.optimiser.muon.others.sgd",
+            "train.optimiser.muon.others.adamw",
     }  # fmt: skip
     assert CliRunner().invoke(app, ["show", "--keys", "nothing"]).exit_code != 0
 

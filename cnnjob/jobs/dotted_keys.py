@@ -9,7 +9,7 @@ from cnnjob.jobs.assignment import format_key
 from cnnjob.jobs.schema import in_one_line
 
 _INDEX = re.compile(r"[0-9]{1,6}")  # at most six digits, since int() refuses thousands
-KINDS = ("train.optimiser", "train.schedule")
+KINDS = ("train.optimiser", "train.schedule", "train.optimiser.muon.others")
 """Tables in which exactly one key is set; in a list of settings, that key is the table's value."""
 
 
@@ -58,12 +58,19 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
                 f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which replaces all of "
                 f"{format_key(key)}. Swap the two, or combine them in one value"
             )
-        table, kind, earlier = key[:2], key[2:3], before[2:3]
-        if before[:2] == table and ".".join(table) in KINDS and kind and earlier and kind != earlier:
-            raise JobError(
-                f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which selects a "
-                f"different {format_key(table)}. Use only one of the two"
-            )
+        for table in KINDS:
+            kind, earlier = _kind_in(table, key), _kind_in(table, before)
+            if kind and earlier and kind != earlier:
+                raise JobError(
+                    f"--set {in_one_line(text)}: undone by the later --set {in_one_line(override)}, which selects a "
+                    f"different {table}. Use only one of the two"
+                )
+
+
+def _kind_in(table: str, key: tuple[str, ...]) -> str | None:
+    """Return the kind that a key belongs to; None if it is not inside this table of :data:`KINDS`."""
+    names = tuple(table.split("."))
+    return key[len(names)] if key[: len(names)] == names and len(key) > len(names) else None
 
 
 def apply_override(

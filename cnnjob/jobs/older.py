@@ -14,6 +14,7 @@ _FALL = {**_WARMUP, "end_factor": "end_factor"}
 _MOVED_KEYS: dict[str, dict[str, dict[str, str]]] = {
     "optimiser": {
         "sgd": {key: key for key in ("momentum", "nesterov", "decoupled_weight_decay")},
+        "muon": {key: key for key in ("momentum", "nesterov")},
         "adam": {"momentum": "beta1", "beta2": "beta2", "eps": "eps"},
         "adamw": {"momentum": "beta1", "beta2": "beta2", "eps": "eps"},
     },

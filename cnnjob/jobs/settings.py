@@ -118,6 +118,80 @@ class AdamWSettings(AdamSettings):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
 
+class MuonSgdSettings(SgdSettings):
+    """SGD beside Muon, with a learning rate and a weight decay of its own."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]
+    """Peak learning rate of these parameters, with the same schedule as ``train.learning_rate``."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight decay coefficient of these parameters; ``train.weight_decay`` is Muon's."""
+
+    @model_validator(mode="after")
+    def _decay_acts(self) -> Self:
+        if self.decoupled_weight_decay and not self.weight_decay:
+            raise ValueError(
+                "decoupled_weight_decay: has no effect without weight_decay. Set weight_decay in the same table, or "
+                "omit this key"
+            )
+        return self
+
+
+class MuonAdamWSettings(AdamWSettings):
+    """AdamW beside Muon, with a learning rate and a weight decay of its own."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 3e-4
+    """Peak learning rate of these parameters, with the same schedule as ``train.learning_rate``."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight decay coefficient of these parameters; ``train.weight_decay`` is Muon's."""
+    beta2: Fraction = 0.95
+    """Decay rate of the running mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-10
+    """Added to the square root of the mean of squared gradients."""
+
+
+class MuonOthersSettings(OneOf):
+    """Rule beside Muon: the name of an optimiser, or a table with the name as its key."""
+
+    sgd: Annotated[MuonSgdSettings | None, OrFalse] = None
+    """Stochastic gradient descent: a table of settings with a ``learning_rate``."""
+    adamw: Annotated[MuonAdamWSettings | None, OrFalse] = None
+    """AdamW: ``true`` or a table of settings. The defaults are those of Muon's published code."""
+
+
+class MuonSettings(Settings):
+    """Muon (K. Jordan et al. 2024): momentum of layers' weights, orthogonalised by Newton–Schulz iterations.
+
+    The filters of a convolution and the weights of a dense block are updated as matrices, all other parameters by
+    ``others``. ``train.learning_rate`` and ``train.weight_decay`` (decoupled) are those of the matrices. The defaults
+    are those of Muon's published code, for which a learning rate of 0.02 is usual.
+    """
+
+    momentum: Fraction = 0.95
+    """Fraction of the velocity that each step keeps; 0 means no momentum."""
+    nesterov: bool = True
+    """Use Nesterov's form of momentum; needs ``momentum`` above 0."""
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
+    """Number of Newton–Schulz iterations per step."""
+    adjust_learning_rate: Literal["original", "match_rms_adamw", "none"] = "original"
+    """Factor of the update of a matrix with r inputs and c outputs: √max(1, c/r), or 0.2·√max(r, c), with which
+    learning rates suited to AdamW are suitable (Liu et al. 2025), or 1."""
+    normalise_weights: bool = False
+    """Before each update, divide every matrix of c outputs by its Frobenius norm and multiply it by √c, as
+    airbench94_muon does (K. Jordan 2024)."""
+    first_layer: bool = False
+    """Also update the weights of the first layer as a matrix, which the authors advise against."""
+    classifier: bool = False
+    """Also update the weights of the classifier as a matrix, which the authors advise against."""
+    others: MuonOthersSettings = MuonOthersSettings(adamw=MuonAdamWSettings())
+    """Rule for all other parameters: biases, normalisation, and the weights of the first layer and the classifier."""
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: needs momentum (found momentum = 0). Set momentum, or nesterov = false")
+        return self
+
+
 class OptimiserSettings(OneOf):
     """Update rule: the name of an optimiser, or a table with the name as its key."""
 
@@ -127,6 +201,8 @@ class OptimiserSettings(OneOf):
     """Adam, with weight decay added to the gradient: ``true`` or a table of settings."""
     adamw: Annotated[AdamWSettings | None, OrFalse] = None
     """Adam with decoupled weight decay: ``true`` or a table of settings."""
+    muon: Annotated[MuonSettings | None, OrFalse] = None
+    """Muon for the weights of layers, and another rule for the rest: ``true`` or a table of settings."""
 
 
 class ConstantSettings(Settings):
@@ -303,6 +379,13 @@ class TrainSettings(Settings):
             raise ValueError(
                 "early_stopping: needs a split to watch (found select_on = 'last'). Set select_on = 'validation' or "
                 "'test'"
+            )
+        muon = self.optimiser.muon
+        if muon and muon.normalise_weights and self.weight_decay:
+            raise ValueError(
+                f"weight_decay: has no effect but to change the learning rate, since optimiser.muon.normalise_weights "
+                f"fixes the norms of the weights (found {self.weight_decay:g}). Set weight_decay = 0, or "
+                "normalise_weights = false; the other parameters have a weight_decay of their own"
             )
         decoupled = self.optimiser.sgd and self.optimiser.sgd.decoupled_weight_decay
         if decoupled and not self.weight_decay and not is_older(info):

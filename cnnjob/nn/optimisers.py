@@ -3,13 +3,15 @@
 The arithmetic is in the backends: :mod:`cnnjob.nn.cpu.updates` and :mod:`cnnjob.nn.cuda.updates`.
 """
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod, sqrt
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from cnnjob.nn.arena import Array, BufferLayout
-from cnnjob.nn.blocks import Network
+from cnnjob.nn.blocks import Network, Shape
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,58 @@ class AdamW(Adam):
     decoupled: ClassVar[bool] = True
 
 
-Optimiser = Sgd | Adam
+@dataclass(frozen=True)
+class Muon(_Rule):
+    """Momentum orthogonalised by Newton–Schulz iterations (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    Only the weights of layers are trained so: those of a dense block (inputs, units), and those of a convolution as
+    the matrix (K·K·C, F). These are the transposes of PyTorch's matrices, and so are the updates. With g and w such
+    matrices, ‖·‖ the Frobenius norm and (a, b, c) = :data:`NEWTON_SCHULZ`:
+
+    v ← μv + g,  X ← u / (‖u‖ + 10⁻⁷) with u = v, or u = g + μv with Nesterov momentum;  ``ns_steps`` times
+    X ← aX + (bA + cA²)X with A = XXᵀ;  w ← w − ηλw,  w ← w − ηsX, with s from :meth:`scale`.
+
+    All other parameters, and by default also the first and the last layer's weights, are updated by ``others``.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+    adjust_learning_rate: Literal["original", "match_rms_adamw", "none"] = "original"
+    normalise_weights: bool = False
+    """True to first multiply w by √(columns of w) / ‖w‖, as in airbench94_muon (K. Jordan 2024)."""
+    first_layer: bool = False
+    classifier: bool = False
+    others: Sgd | Adam = AdamW(beta2=0.95, eps=1e-10)
+    """Rule for all other parameters, with a weight decay of its own."""
+    others_factor: float = 1.0
+    """Learning rate of the others as a fraction of the step's learning rate."""
+
+    @property
+    def _rule_slots(self) -> tuple[str, ...]:
+        return ("velocity", *(slot for slot in self.others.slots if slot != "velocity"))
+
+    def scale(self, shape: Shape) -> float:
+        """Return s for a matrix of this shape, (rows, columns), as torch.optim.Muon's ``adjust_lr_fn`` does.
+
+        It is √max(1, columns / rows) for ``original`` (Jordan et al. 2024), 0.2·√max(columns, rows) for
+        ``match_rms_adamw`` (Liu et al. 2025, §2.2), and 1 for ``none``.
+        """
+        rows, columns = shape
+        scales = {"original": sqrt(max(1, columns / rows)), "match_rms_adamw": 0.2 * sqrt(max(shape)), "none": 1.0}
+        return scales[self.adjust_learning_rate]
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of Muon's iterations: the slope at 0 is as large as possible (Jordan et al. 2024)."""
+NEWTON_SCHULZ_EPS = 1e-7
+"""Added to the norm of Muon's momentum before dividing by it, as in the published code."""
+Optimiser = Sgd | Adam | Muon
 CLIP_EPS = 1e-6
 """Added to the gradients' norm before dividing by it, as torch.nn.utils.clip_grad_norm_ does."""
+
+
+SegmentKind = Literal["vector", "first", "hidden", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -122,12 +173,37 @@ class Segment:
     """Factor by which the step's learning rate is multiplied."""
     decays: bool
     """True if weight decay applies."""
+    kind: SegmentKind = "vector"
+    """The layer whose weights the segment holds: the first, the last or another; ``vector`` for a bias and the like."""
+    shape: Shape = ()
+    """Shape of a layer's weights as a matrix: (inputs, units) or (K·K·C, F)."""
 
 
 def trainable_segments(network: Network, layout: BufferLayout) -> list[Segment]:
     """Return one segment per trainable parameter."""
-    return [
-        Segment(layout.slice_of(name), parameter.learning_rate_factor, parameter.decays)
-        for name, parameter in network.parameters.items()
-        if parameter.trainable
+    matrices = [name for name, parameter in network.parameters.items() if len(parameter.shape) > 1]
+    segments = []
+    for name, parameter in network.parameters.items():
+        segment = Segment(layout.slice_of(name), parameter.learning_rate_factor, parameter.decays)
+        if name in matrices:
+            kind: SegmentKind = {matrices[0]: "first", matrices[-1]: "classifier"}.get(name, "hidden")  # type: ignore[assignment]
+            segment = replace(segment, kind=kind, shape=(prod(parameter.shape[:-1]), parameter.shape[-1]))
+        if parameter.trainable:
+            segments.append(segment)
+    return segments
+
+
+def split_segments(optimiser: Optimiser, segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """Return the segments that Muon updates as matrices, and those that another rule updates.
+
+    The learning rate factors of the latter include :attr:`Muon.others_factor`.
+    """
+    if not isinstance(optimiser, Muon):
+        return [], list(segments)
+    is_matrix = {"vector": False, "first": optimiser.first_layer, "hidden": True, "classifier": optimiser.classifier}
+    others = [
+        replace(segment, learning_rate_factor=segment.learning_rate_factor * optimiser.others_factor)
+        for segment in segments
+        if not is_matrix[segment.kind]
     ]
+    return [segment for segment in segments if is_matrix[segment.kind]], others

@@ -12,7 +12,7 @@ from cnnjob.errors import JobError, plural
 from cnnjob.files import short_digest
 from cnnjob.jobs.job import Job
 from cnnjob.jobs.model import Model
-from cnnjob.jobs.settings import DataSettings, SgdSettings, TrainSettings
+from cnnjob.jobs.settings import AdamSettings, AdamWSettings, DataSettings, MuonSettings, SgdSettings, TrainSettings
 from cnnjob.nn.blocks import Layer
 from cnnjob.runs.initial import Arrays, InitialWeights, describe_shapes, read_initial
 
@@ -52,15 +52,29 @@ def _freeze_fully(block: nn.Block) -> nn.Block:
 
 
 def build_optimiser(train: TrainSettings) -> nn.Optimiser:
-    """Build the optimiser that a job selects; SGD by default."""
+    """Build the optimiser that a job selects."""
+    chosen = getattr(train.optimiser, train.optimiser.kind)
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
-    common, clip_norm = (train.weight_decay, lookahead), train.clip_norm or 0.0
-    if adam := train.optimiser.adam or train.optimiser.adamw:
-        kind = nn.AdamW if train.optimiser.adamw else nn.Adam
-        # In nn, β₁ is called momentum, and every optimiser has that field.
-        return kind(adam.beta1, *common, adam.beta2, adam.eps, clip_norm=clip_norm)
-    sgd = train.optimiser.sgd or SgdSettings()
-    return nn.Sgd(sgd.momentum, *common, sgd.nesterov, sgd.decoupled_weight_decay, clip_norm=clip_norm)
+    common: dict[str, Any] = {"lookahead": lookahead, "clip_norm": train.clip_norm or 0.0}
+    if not isinstance(chosen, MuonSettings):
+        return _build_rule(chosen, train.weight_decay, common)
+    others = getattr(chosen.others, chosen.others.kind)
+    return nn.Muon(
+        weight_decay=train.weight_decay,
+        others=_build_rule(others, others.weight_decay, {}),
+        others_factor=others.learning_rate / train.learning_rate,
+        **chosen.model_dump(exclude={"others"}),
+        **common,
+    )
+
+
+def _build_rule(settings: SgdSettings | AdamSettings, decay: float, common: dict[str, Any]) -> nn.Sgd | nn.Adam:
+    if isinstance(settings, SgdSettings):
+        nesterov, decoupled = settings.nesterov, settings.decoupled_weight_decay
+        return nn.Sgd(settings.momentum, decay, nesterov=nesterov, decoupled=decoupled, **common)
+    kind = nn.AdamW if isinstance(settings, AdamWSettings) else nn.Adam
+    # In nn, β₁ is called momentum, and every optimiser has that field.
+    return kind(settings.beta1, decay, beta2=settings.beta2, eps=settings.eps, **common)
 
 
 def build_schedule(train: TrainSettings) -> nn.Schedule:

@@ -10,9 +10,11 @@ from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import JobError
 from cnnjob.jobs.job import Job
+from cnnjob.nn.arena import BufferLayout
+from cnnjob.nn.optimisers import split_segments, trainable_segments
 from cnnjob.runs.creation import create_run, open_run_dataset
 from cnnjob.runs.run import Run
-from cnnjob.training.build import InitialLayers, build_network, build_schedule
+from cnnjob.training.build import InitialLayers, build_network, build_optimiser, build_schedule
 from cnnjob.training.idle_settings import find_idle_settings
 from cnnjob.training.split import estimate_split_counts, split_training_images
 
@@ -118,6 +120,7 @@ class TrainingSetup:
         job = self.job
         self.initial_layers()
         self._check_trainable()
+        self._check_muon()
         self._check_augmentation()
         self._check_counts()
         try:
@@ -145,6 +148,35 @@ class TrainingSetup:
             raise JobError("model: all parameters are frozen, so nothing is trained. Set frozen = false in a block")
         if self.job.train.weight_decay and not any(parameter.decays for parameter in trainable):
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
+
+    def _check_muon(self) -> None:
+        """Refuse Muon without a layer whose weights it updates, and its settings that have no effect."""
+        optimiser, muon = build_optimiser(self.job.train), self.job.train.optimiser.muon
+        if not muon or not isinstance(optimiser, nn.Muon):
+            return
+        shapes = {name: parameter.shape for name, parameter in self.network.parameters.items()}
+        segments = trainable_segments(self.network, BufferLayout.of(shapes, itemsize=4))
+        trained = [segment for segment in segments if segment.learning_rate_factor]
+        matrices, others = split_segments(optimiser, trained)
+        kinds = {segment.kind for segment in trained}
+        if not matrices:
+            raise JobError(
+                "train.optimiser.muon: there are no weights that it updates (found none trained except those of the "
+                "first layer and the classifier). Add a block, set first_layer or classifier, or use another optimiser"
+            )
+        idle = {
+            "first_layer": muon.first_layer and "first" not in kinds and "its weights are not trained",
+            "classifier": muon.classifier and "classifier" not in kinds and "its weights are not trained",
+            f"others.{muon.others.kind}.weight_decay": optimiser.others.weight_decay
+            and not any(segment.decays for segment in others)
+            and "Muon updates all weights that decay",
+            "adjust_learning_rate": muon.adjust_learning_rate == "none"
+            and all(columns <= rows for rows, columns in (segment.shape for segment in matrices))
+            and "no matrix has more outputs than inputs, so 'original' is the same",
+        }
+        for key, reason in idle.items():
+            if reason:
+                raise JobError(f"train.optimiser.muon.{key}: has no effect, since {reason}. Leave it out")
 
     def _check_augmentation(self) -> None:
         """Refuse augmentation that images of this size, or batches of this size, do not allow."""

@@ -161,11 +161,36 @@ UPDATES = [
     *(Fault("if (last && is_last(ticket))", "if (is_last(ticket))", place) for place in (0, 1)),
 ]
 
+MUON = [
+    Fault("piece < firsts[owner + 1]", "piece < firsts[owner + 1] - 1"),
+    Fault("int piece = firsts[owner] + threadIdx.x", "int piece = threadIdx.x"),
+    Fault("momentum * velocity[at] + g", "momentum * velocity[at]"),
+    Fault("velocity[at] = momentum", "momentum"),
+    Fault("nesterov ? momentum * v + g : v", "momentum * v + g"),
+    Fault("nesterov ? momentum * v + g : v", "v"),
+    Fault("updates[places[piece] + i] = u", "updates[starts[piece] + i] = u"),
+    Fault("sum += (double)u * u", "sum += u"),
+    Fault("(sqrt(matrix_sum(sums, owners, firsts)) + eps)", "(sqrt(matrix_sum(sums, owners, firsts)) + 1e-3)"),
+    Fault("(sqrt(matrix_sum(sums, owners, firsts)) + eps)", "sqrt(matrix_sum(sums, owners, firsts))"),
+    Fault("factor[i] += b", "factor[i] = b"),
+    Fault("i / side == i % side ? a : 0", "a"),
+    Fault("sum += (double)w * w", "sum += w"),
+    Fault("rates[position[0]]", "rates[0]"),
+    Fault("* factors[owner]", ""),
+    Fault("* decays[owner]", ""),
+    Fault("* scales[owner]", ""),
+    Fault("norms[owner] / norm", "1 / norm"),
+    Fault("if (norm > 0) ", ""),
+    Fault("starts[piece] + i", "starts[0] + i", 1),
+    Fault("weights[at] * kept", "weights[at]"),
+]
+
 ALL_FAULTS = FAULTS + [
     fault._replace(file=file, tests=tests)
     for file, tests, faults in (
         ("activations.cu", "residual or gelu or silu or norm", ACTIVATIONS),
         ("batches.cu", "bits or views or augmented or flipped or moved or mixed", BATCHES),
+        ("muon.cu", "muon", MUON),
         ("norm.cu", "statistics or norm or residual", NORM),
         ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),
         ("updates.cu", "adam or clipped or nesterov or decoupled or decay or rates or grid", UPDATES),

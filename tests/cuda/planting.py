@@ -16,7 +16,7 @@ from cnnjob.nn.cuda.device import kernel_source
 from tests.cuda.more_faults import ALL_FAULTS
 from tests.cuda.shop import WORKS, reference
 
-TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kernels", "stages", "batches", "steps")]
+TESTS = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("kernels", "stages", "batches", "steps", "muon")]
 MOST_SECONDS = 120
 
 

@@ -122,6 +122,38 @@ WORKS = {
     "adam, clipped": Work([nn.Dense(units=400)], optimiser=nn.Adam(eps=1e-3, clip_norm=0.2), start=0),
     "clipped": Work([nn.Conv(filters=3, frozen=True), nn.Dense(units=6)], optimiser=nn.Sgd(0.9, 0.1, clip_norm=0.1)),
     "not clipped": Work([nn.Dense(units=6)], optimiser=nn.Sgd(clip_norm=1e4)),
+    "muon": Work(
+        [nn.Conv(filters=30), nn.Conv(filters=40, learning_rate_factor=2.0), nn.Dense(units=6), nn.Dense(units=6)],
+        optimiser=nn.Muon(weight_decay=0.1, others=nn.AdamW(0.8, 0.2, beta2=0.9)),
+        start=2,
+    ),
+    "muon, all": Work(
+        [nn.Conv(filters=4, bias=False), nn.Residual((nn.Conv(filters=4), nn.Conv(filters=4))), nn.Dense(units=6)],
+        optimiser=nn.Muon(
+            0.6,
+            lookahead=nn.Lookahead(1),
+            clip_norm=0.1,
+            ns_steps=3,
+            adjust_learning_rate="none",
+            normalise_weights=True,
+            first_layer=True,
+            classifier=True,
+            others=nn.Sgd(0.85, 0.1, nesterov=True),
+            others_factor=0.2,
+        ),
+    ),
+    "muon, others without momentum": Work(
+        [nn.Conv(filters=3), nn.Dense(units=6)],
+        optimiser=nn.Muon(0.9, nesterov=False, adjust_learning_rate="match_rms_adamw", others=nn.Sgd()),
+    ),
+    "muon, no others": Work(
+        [
+            nn.Conv(filters=3, bias=False),
+            nn.Dense(units=6, bias=False),
+            nn.Dense(units=3, frozen=True, fully_frozen=True),
+        ],
+        optimiser=nn.Muon(ns_steps=1, first_layer=True, classifier=True, others=nn.Sgd(0.5)),
+    ),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
     "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),
     "frozen": Work(

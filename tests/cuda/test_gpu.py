@@ -44,7 +44,7 @@ MNIST = Work(
 
 SANITIZED = [
     *("residual", "residual of a window", "maxima", "augmented", "bright", "pool 17", "adamw, lookahead"),
-    "adam, clipped",
+    *("adam, clipped", "muon, all"),
     *("norm, activation and pool in every order", "first block 3, 2, 3", "first block 5, 1, 1", "first block 5, 2, 1"),
     "no activation, no pooling",
 ]

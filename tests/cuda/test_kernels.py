@@ -20,7 +20,9 @@ def device(request: pytest.FixtureRequest) -> EmulatedDevice:
     return EmulatedDevice(order=request.param)
 
 
-FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead", "adam, clipped")
+FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead", "adam, clipped", "muon")
+MUON = {f"muon_{name}" for name in ("momentum", "normalise", "squares", "step")}
+"""Kernels whose grid has a block for each piece, as have the updates'."""
 
 
 class FewBlocks(EmulatedDevice):
@@ -29,7 +31,7 @@ class FewBlocks(EmulatedDevice):
     def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
         if name.startswith("first_backward"):
             grid = min(2, grid[0]), grid[1]
-        elif block == (256, 1) and name not in {"tally", "sgd", "adam"}:
+        elif block == (256, 1) and name not in {"tally", "sgd", "adam", *MUON}:
             grid = 1, min(2, grid[1])
         super().launch(name, grid, block, arguments)
 

@@ -56,6 +56,13 @@ ADAMW = FEW_STEPS | {
     "train__weight_decay": 0.01,
     "train__lookahead": {"every": 7},
 }
+MUON = FEW_STEPS | {
+    "model__blocks": [{"conv": 3} | NORM, {"conv": 4, "pool": 2} | NORM, {"dense": 6}],
+    "train__optimiser": {"muon": {"others": {"sgd": {"learning_rate": 0.02, "weight_decay": 0.01}}}},
+    "train__weight_decay": 0.01,
+    "train__learning_rate": 0.01,
+    "train__clip_norm": 1.0,
+}
 BLOCKS = [{"conv": 4, "pool": 2}, {"dropout": 0.2}, {"dense": 8}]
 
 pytestmark = [needs_compiler, pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")]
@@ -214,7 +221,7 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_bits(
 
 
 @pytest.mark.cuda_emulated
-@pytest.mark.parametrize("changes", [RESNET, ADAMW], ids=["resnet", "adamw"])
+@pytest.mark.parametrize("changes", [RESNET, ADAMW, MUON], ids=["resnet", "adamw", "muon"])
 def test_every_kind_of_network_is_numpys_and_goes_on_with_the_same_bits(
     libraries: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -159,6 +159,14 @@ def test_a_key_of_another_kind_than_the_files_chooses_that_kind(tmp_path: Path, 
 
 
 def test_a_key_of_another_kind_is_refused() -> None:
+    with pytest.raises(JobError, match=r"which selects a different train\.optimiser\.muon\.others\. Use only"):
+        Job.load("mnist", ["train.optimiser.muon.others.adamw.eps=0.1", "train.optimiser.muon.others.sgd.momentum=0.5"])
+    muon = Job.load(
+        "mnist", ["train.optimiser.muon.others.sgd.learning_rate=0.1", "train.optimiser.muon.ns_steps=3"]
+    ).train.optimiser.muon
+    assert muon
+    assert muon.others.sgd
+    assert (muon.others.sgd.learning_rate, muon.others.adamw, muon.ns_steps) == (0.1, None, 3)
     with pytest.raises(JobError, match=r"which selects a different train\.optimiser"):
         Job.load("mnist", ["train.optimiser.adamw.beta2=0.9", "train.optimiser.sgd.momentum=0.5"])
     with pytest.raises(JobError, match="there is no 'sgd' to set"):

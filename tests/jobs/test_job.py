@@ -122,11 +122,23 @@ CONV = {"conv": 3, "kernel": 2}
         ({"train__optimiser": {"sgd": {"nesterov": True, "momentum": 0.0}}},
          "train.optimiser.sgd.nesterov: needs momentum (found momentum = 0)"),
         ({"train__optimiser": {"adamm": {}}}, "train.optimiser.adamm: no such key. Did you mean 'adam'?"),
+        ({"train__optimiser": {"muon": {"momentum": 0.0}}},
+         "train.optimiser.muon.nesterov: needs momentum (found momentum = 0)"),
+        ({"train__optimiser": {"muon": {"others": "sgd"}}},
+         "train.optimiser.muon.others.sgd.learning_rate: missing"),
+        ({"train__optimiser": {"muon": {"others": "adam"}}},
+         "train.optimiser.muon.others: input should be 'sgd' or 'adamw', or a table with one of these keys, found "
+         "'adam'. Did you mean 'adamw'?"),
+        ({"train__optimiser": {"muon": {"others": {"sgd": {"learning_rate": 1.0, "decoupled_weight_decay": True}}}}},
+         "train.optimiser.muon.others.sgd.decoupled_weight_decay: has no effect without weight_decay. Set weight_decay "
+         "in the same table"),
+        ({"train__optimiser": {"muon": {"normalise_weights": True}}, "train__weight_decay": 0.1},
+         "train.weight_decay: has no effect but to change the learning rate, since optimiser.muon.normalise_weights"),
         ({"train__clip_norm": -1.0},
          "train.clip_norm: input should be greater than 0, found -1.0"),
         ({"train__clip_norm": True}, "train.clip_norm: input should be a number, found true"),
         ({"train__optimiser": {"sgd": {}, "adamw": {}}},
-         "train.optimiser: input should be 'sgd', 'adam' or 'adamw', or a table with one of these keys, "
+         "train.optimiser: input should be 'sgd', 'adam', 'adamw' or 'muon', or a table with one of these keys, "
          "found { sgd = {}, adamw = {} }"),
         ({"train__lookahead": {"every": 0}},
          "train.lookahead.every: input should be greater than or equal to 1, found 0"),
@@ -352,8 +364,8 @@ def test_the_digest_is_the_same_on_every_machine() -> None:
             [
                 "train.momentum: is now train.optimiser.adamw.beta1. "
                 "In a job file: optimiser = { adamw = { beta1 = 0.5 } }",
-                "train.nesterov: has no effect with optimiser 'adamw', only with 'sgd'. Remove it, "
-                "or write optimiser = { sgd = { nesterov = false } }",
+                "train.nesterov: has no effect with optimiser 'adamw', only with 'sgd' or 'muon'. Remove it, "
+                "or write optimiser = { muon = { nesterov = false } }",
             ],
         ),
         (
@@ -532,7 +544,9 @@ def test_what_may_act_makes_another_run(one: dict[str, Any], other: dict[str, An
 def test_each_kind_can_be_swept_over_on_every_job(name: str, kind: str) -> None:
     from cnnjob.jobs.sweep import expand, job_differences
 
-    kinds = {"train.optimiser": "sgd,adam,adamw", "train.schedule": "constant,cosine,triangular,step,one_cycle"}[kind]
+    kinds = {"train.optimiser": "sgd,adam,adamw,muon", "train.schedule": "constant,cosine,triangular,step,one_cycle"}[
+        kind
+    ]
     found = expand(name, [], [f"{kind}={kinds}"])
     assert job_differences(found) == [f"{kind}={one}" for one in kinds.split(",")]
 

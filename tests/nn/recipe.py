@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from cnnjob import nn
-from cnnjob.checks.benchmarks.torch_networks import fill, module_of, optimiser_like
+from cnnjob.checks.benchmarks.torch_networks import fill, module_of
 from cnnjob.data.dataset import Dataset
 from cnnjob.jobs.job import Job
 from cnnjob.nn.arena import Arena
@@ -24,6 +24,7 @@ from cnnjob.nn.random import Purpose, permutation
 from cnnjob.nn.tensors import Tensor
 from cnnjob.training.build import build_network, build_optimiser, build_pixels, build_schedule, build_training_options
 from cnnjob.training.split import split_training_images
+from tests.nn.torch_muon import judge_like
 
 WINDOWS = 8
 """Parts of an epoch over which losses are averaged."""
@@ -57,7 +58,7 @@ class Recipe:
         """Every step's loss by torch."""
         module = module_of(torch, self.network.layers)
         fill(torch, module, self.network, self.state.weights)
-        judge = optimiser_like(torch, self.optimiser, module, self.network.layers, 1.0)
+        judge = judge_like(self.optimiser, module, self.network.layers, 1.0)
         factors = [group["lr"] for group in judge.param_groups]
         slow = [tensor.detach().clone() for tensor in module.state_dict().values()]
         losses = []

@@ -19,6 +19,7 @@ from tests.nn.bench import distance
 torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
 
 from cnnjob.checks.benchmarks.torch_networks import fill, from_torch_order, module_of, optimiser_like, tensors  # noqa: E402
+from tests.nn.torch_muon import judge_like  # noqa: E402
 
 STEPS, RATE = 10, 0.002
 COUNT = 8
@@ -60,7 +61,7 @@ class Match:
         self.evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, count)
         self.module = module_of(torch, network.layers).to(torch.from_numpy(np.zeros(1, dtype)).dtype)
         fill(torch, self.module, network, self.state.weights)
-        self.judge = optimiser_like(torch, optimiser, self.module, network.layers, RATE)
+        self.judge = judge_like(optimiser, self.module, network.layers, RATE)
         self.x = (torch.from_numpy(images).permute(0, 3, 1, 2).to(next(self.module.parameters()).dtype)) / 255
         self.labels, self.count = torch.from_numpy(labels), count
 
@@ -227,6 +228,28 @@ def test_drawn_networks_agree(
     largest = [layer for layer in network.layers if layer.block == nn.GlobalPool("max")]
     assume(dtype == np.float64 or not largest)  # of two that are equal but for rounding, either may be the largest
     match = Match(network, optimiser, dtype, COUNT, smoothing, seed)
+    for step in range(STEPS):
+        match.step(step)
+    match.compare_state()
+
+
+MUON = nn.Muon(0.9, 0.1, first_layer=True, others=nn.Sgd(0.9, 1e-3, nesterov=True), others_factor=0.5)
+NORMALISED = nn.Muon(0.6, 0.0, ns_steps=3, normalise_weights=True, classifier=True, others=nn.AdamW(eps=1e-3))
+
+
+@pytest.mark.parametrize("optimiser", [MUON, NORMALISED])
+def test_a_network_trained_by_muon_agrees(optimiser: nn.Muon) -> None:
+    norm = nn.BatchNorm(eps=1e-3)
+    blocks: list[nn.Block] = [
+        nn.Conv(filters=6, batch_norm=norm, bias=False, activation="gelu"),
+        nn.Residual((nn.Conv(filters=20, stride=2, bias=False, batch_norm=norm),), "gelu"),
+        nn.Conv(filters=5, kernel=2, activation="gelu"),
+        nn.Dense(units=7, activation="gelu"),
+        nn.Dense(units=4, activation="none"),
+    ]
+    match = Match(nn.Network.build(blocks, (9, 8, 3)), optimiser, np.float64, COUNT)
+    with pytest.raises(NotImplementedError):
+        optimiser_like(torch, optimiser, match.module, match.network.layers, RATE)
     for step in range(STEPS):
         match.step(step)
     match.compare_state()

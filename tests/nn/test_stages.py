@@ -255,6 +255,7 @@ OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),
     nn.Adam(0.9, 1e-2, clip_norm=1e-3),
+    nn.Muon(0.9, 1e-2, nn.Lookahead(every=2), first_layer=True, others=nn.Sgd(0.9, nesterov=True)),
 ]
 
 

@@ -102,7 +102,7 @@ def gradients_at(bench: Rig) -> Arrays:
     return other.gradients
 
 
-@pytest.mark.parametrize("optimiser", [case[0] for case in CASES])
+@pytest.mark.parametrize("optimiser", [*(case[0] for case in CASES), nn.Muon(first_layer=True)])
 def test_frozen_weights_stay_and_what_is_around_them_learns(optimiser: nn.Optimiser) -> None:
     bench = rig(BLOCKS, optimiser=optimiser, learning_rate=0.1)
     before = {name: view.copy() for name, view in bench.state.weights.items()}

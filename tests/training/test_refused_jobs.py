@@ -95,6 +95,24 @@ def test_a_job_that_does_not_fit_its_data_is_refused_before_anything_is_written(
             {"train__epochs": 2, "train__lookahead": {"every": 41}},
             "train.lookahead.every: 41 is more than the 40 training steps, so lookahead has no effect. Lower it",
         ),
+        (
+            blocks({"conv": 3}) | {"train__optimiser": "muon"},
+            "train.optimiser.muon: there are no weights that it updates .found none trained except those of the first "
+            "layer and the classifier.. Add a block",
+        ),
+        (
+            blocks({"conv": 3, "frozen": True}, {"dense": 3}) | {"train__optimiser": {"muon": {"first_layer": True}}},
+            "train.optimiser.muon.first_layer: has no effect, since its weights are not trained. Leave it out",
+        ),
+        (
+            blocks({"conv": 3, "frozen": True}, {"dense": 3})
+            | {"train__optimiser": {"muon": {"classifier": True, "others": {"adamw": {"weight_decay": 0.1}}}}},
+            "muon.others.adamw.weight_decay: has no effect, since Muon updates all weights that decay. Leave it out",
+        ),
+        (
+            blocks({"conv": 3}, {"dense": 3}) | {"train__optimiser": {"muon": {"adjust_learning_rate": "none"}}},
+            "muon.adjust_learning_rate: has no effect, since no matrix has more outputs than inputs, so 'original' is",
+        ),
         (blocks({"conv": 3, "init": "whitening"}), "conv1: whitening needs an even number of filters up to 18"),
     ):
         with pytest.raises(JobError, match=message):

@@ -76,6 +76,13 @@ JOBS: list[dict[str, Any]] = [
         "train__weight_decay": 0.01,
         "train__clip_norm": 1.0,
     },
+    FEW
+    | {
+        "model__blocks": [{"conv": 4}, *DROPOUT],
+        "train__optimiser": {"muon": {"ns_steps": 3, "others": {"adamw": {"learning_rate": 0.01}}}},
+        "train__learning_rate": 0.02,
+        "train__weight_decay": 0.01,
+    },
 ]
 
 
@@ -111,7 +118,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
 @pytest.fixture(
     scope="module",
     params=JOBS,
-    ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw", "adam, clipped"],
+    ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw", "adam, clipped", "muon"],
 )
 def unbroken(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A run that nobody stopped, and the changes to the toy job that it was made with.

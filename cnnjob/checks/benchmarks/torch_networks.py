@@ -133,7 +133,12 @@ def optimiser_like(
     """Return a torch optimiser with the settings of a cnnjob optimiser and one parameter group per parameter.
 
     torch's SGD does not support decoupled weight decay: the weight decay is always added to the gradient.
+
+    Raises:
+        NotImplementedError: the optimiser is Muon, which torch has for dense layers only.
     """
+    if isinstance(optimiser, nn.Muon):
+        raise NotImplementedError
     parameters = nn.Network(tuple(layers)).parameters
     groups = [
         {

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
-from cnnjob.nn.optimisers import CLIP_EPS, Adam, Optimiser, Segment, Sgd
+from cnnjob.nn.cpu.muon import muon
+from cnnjob.nn.optimisers import CLIP_EPS, Adam, Muon, Optimiser, Segment, Sgd, split_segments
 from cnnjob.nn.tensors import StepInputs, Task
 from cnnjob.nn.workers import SHARDS, Workers, run_all
 
@@ -30,6 +31,8 @@ def update(
 ) -> Task:
     """Plan the task that updates all segments; the formulas are in :mod:`cnnjob.nn.optimisers`."""
     weights, gradients, slots = buffers
+    matrices, others = split_segments(optimiser, segments)
+    rule = optimiser.others if isinstance(optimiser, Muon) else optimiser
     # Several NumPy calls pass over the same operands; those of a small block are still in the cache at the next call.
     length = max(CACHE_BLOCK_ELEMENTS, -(-weights.size // MAX_CACHE_BLOCKS))
 
@@ -37,18 +40,20 @@ def update(
         part = slice(start, min(start + length, segment.elements.stop))
         w, g, block_slots = weights[part], gradients[part], {name: flat[part] for name, flat in slots.items()}
         scratch = arena.scratch(number % SHARDS, (w.shape, w.dtype), (w.shape, w.dtype))
-        decay = optimiser.weight_decay if segment.decays else 0.0
+        decay = rule.weight_decay if segment.decays else 0.0
 
         def rate() -> float:
             return float(inputs.learning_rates[inputs.position[0]]) * segment.learning_rate_factor
 
-        if isinstance(optimiser, Adam):
-            return _plan_adam(optimiser, w, g, block_slots, scratch, decay, rate, inputs)
-        return _plan_sgd(optimiser, w, g, block_slots, scratch, decay, rate)
+        if isinstance(rule, Adam):
+            return _plan_adam(rule, w, g, block_slots, scratch, decay, rate, inputs)
+        return _plan_sgd(rule, w, g, block_slots, scratch, decay, rate)
 
-    starts = [(s, start) for s in segments for start in range(s.elements.start, s.elements.stop, length)]
+    starts = [(s, start) for s in others for start in range(s.elements.start, s.elements.stop, length)]
     cache_blocks = [plan_cache_block(number, segment, start) for number, (segment, start) in enumerate(starts)]
     tasks = [workers.distribute(_by_shard(cache_blocks), work=weights.size)]
+    if isinstance(optimiser, Muon):
+        tasks.insert(0, muon(workers, arena, optimiser, matrices, buffers, inputs))
     if optimiser.clip_norm:
         tasks.insert(0, _plan_clipping(workers, arena, optimiser.clip_norm, gradients, length))
     if optimiser.lookahead:
@@ -70,7 +75,7 @@ def _plan_sgd(
     # The decayed gradient has a separate buffer, so that the state's gradients remain those of the loss.
     coupled = decay != 0 and not optimiser.decoupled
     gradient = decayed if coupled else g  # g + λw, or g
-    v = slots.get("velocity", gradient)  # without momentum, v = g
+    v = slots["velocity"] if optimiser.momentum else gradient  # without momentum, v = g
 
     def run() -> None:
         eta = rate()

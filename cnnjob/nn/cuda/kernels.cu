@@ -236,6 +236,19 @@ KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order,
 
 #define MOST_THREADS 256
 
+// The sum of the values of a block's MOST_THREADS threads, in a fixed order; all of them call it, once, and receive it.
+__device__ double block_sum(double value) {
+  __shared__ double sums[MOST_THREADS];
+  int t = threadIdx.x;
+  sums[t] = value;
+  for (int half = MOST_THREADS / 2; half; half /= 2) {
+    __syncthreads();
+    if (t < half) sums[t] += sums[t + half];
+  }
+  __syncthreads();
+  return sums[0];
+}
+
 // Mean loss and number of right predictions of the step, by all threads of a block, whose number is a power of two.
 __device__ void add_up(const float *losses, const int *hits, const wide *position, double *epoch_losses,
                        wide *epoch_hits, int images) {

@@ -64,19 +64,6 @@ KERNEL look_ahead(float *fast, float *slow, const double *shares, wide *position
 
 // ---- clipping of the gradients by their norm ------------------------------------------------------------------------
 
-// The sum of the values of a block's MOST_THREADS threads, in a fixed order; all of them call it, once, and receive it.
-__device__ double block_sum(double value) {
-  __shared__ double sums[MOST_THREADS];
-  int t = threadIdx.x;
-  sums[t] = value;
-  for (int half = MOST_THREADS / 2; half; half /= 2) {
-    __syncthreads();
-    if (t < half) sums[t] += sums[t + half];
-  }
-  __syncthreads();
-  return sums[0];
-}
-
 // sums[block] = the squares of the block's values, in double, where the square of no float overflows.
 KERNEL add_squares(const float *values, double *sums, wide size) {
   double sum = 0;
