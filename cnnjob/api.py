@@ -37,7 +37,7 @@ DATA, RUNS, REPORT = Path("data"), Path("runs"), Path("report")
 
 def prepare(
     name: str,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     images: Any = None,
     labels: Any = None,
@@ -64,14 +64,14 @@ def prepare(
         options["arrays"] = arrays_of(name, images, labels, class_names)
     elif labels is not None:
         options["labels"] = Path(labels)
-    return preparation.prepare(name, out or DATA / f"{name}.h5", **options).dataset
+    return preparation.prepare(name, Path(out or DATA / f"{name}.h5"), **options).dataset
 
 
 def train(
     job: Job | str,
     *,
-    data: Path = DATA,
-    runs: Path = RUNS,
+    data: Path | str = DATA,
+    runs: Path | str = RUNS,
     progress: ProgressCallback | Literal[False] | None = None,
 ) -> Run:
     """Train a job on this machine, or resume it where it stopped.
@@ -102,8 +102,8 @@ def train(
 
 
 def submit(
-    jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path = DATA,
-    runs: Path = RUNS, **options: Any,
+    jobs: Iterable[Job | str], *, profile: str | None = None, parallel: int | None = None, data: Path | str = DATA,
+    runs: Path | str = RUNS, **options: Any,
 ) -> list[Run]:  # fmt: skip
     """Submit jobs to SLURM, as a job array if there are several; skip those that are finished, running or waiting.
 
@@ -125,7 +125,7 @@ def submit(
     from cnnjob.slurm.submit import backend_parts, profiles, submission  # noqa: PLC0415 - submitit is loaded only when something is submitted
 
     request = profiles.load_request(profile, options)
-    known = set(Run.all(runs))
+    known = set(Run.all(Path(runs)))
     pairs = list[tuple[Job, Run]]()
     try:
         for job in jobs:
@@ -141,7 +141,7 @@ def submit(
 
 
 def predict(
-    run: Run | str, images: Any, *, data: Path | None = None, runs: Path = RUNS, invert: bool = False
+    run: Run | Path | str, images: Any, *, data: Path | str | None = None, runs: Path | str = RUNS, invert: bool = False
 ) -> list[Prediction]:
     """Predict the classes of images.
 
@@ -166,11 +166,12 @@ def predict(
     given = images if isinstance(images, list | tuple) else [images]
     words = [image if hasattr(image, "dtype") else str(image) for image in given]
     found = _find_run(run, runs)
-    return inference.predict(found, words, data, invert=invert, say=warnings.warn)
+    return inference.predict(found, words, Path(data) if data else None, invert=invert, say=warnings.warn)
 
 
 def evaluate(
-    run: Run | str, on: Dataset | str, split: str = "test", *, data: Path = DATA, runs: Path = RUNS,
+    run: Run | Path | str, on: Dataset | Path | str, split: str = "test", *, data: Path | str = DATA,
+    runs: Path | str = RUNS,
     backend: str = "auto",
 ) -> Evaluation:  # fmt: skip
     """Evaluate a finished run on a prepared dataset, and write the metrics to ``evaluations/`` in the run's folder.
@@ -187,17 +188,17 @@ def evaluate(
     Returns:
         The metrics and the confusion matrix.
     """
-    dataset = Dataset.find(on, data) if isinstance(on, str) else on
+    dataset = on if isinstance(on, Dataset) else Dataset.find(on, data)
     return evaluation.evaluate(_find_run(run, runs), dataset, split, backend=backend)
 
 
 def report(
-    runs: Path | Sequence[Run] = RUNS, out: Path = REPORT, *, figures: bool | Sequence[Format] = False
+    runs: Path | str | Run | Sequence[Run] = RUNS, out: Path | str = REPORT, *, figures: bool | Sequence[Format] = False
 ) -> Report:
     """Write a report on runs: one HTML page, tables and, if requested, figures.
 
     Args:
-        runs: the runs folder, or a list of runs.
+        runs: the runs folder, a run, or a list of runs.
         out: the folder to write to.
         figures: whether to draw figures for papers and slides, as PNG, SVG and PDF; or a list of these formats, such
             as ``["pdf"]``. Figures of an earlier report are kept while they still show these runs.
@@ -209,15 +210,18 @@ def report(
         JobError: a format is not known, or ``out`` cannot be written.
     """
     formats = check_formats((FORMATS if figures else ()) if isinstance(figures, bool) else figures)
-    return reports.report(Run.all(runs) if isinstance(runs, Path) else runs, out, formats=formats)
+    if isinstance(runs, Path | str):
+        runs = Run.all(Path(runs))
+    return reports.report([runs] if isinstance(runs, Run) else runs, Path(out), formats=formats)
 
 
-def _find_run(run: Run | str, runs: Path) -> Run:
-    return Run(resolve_run(Path(run), runs)) if isinstance(run, str) else run
+def _find_run(run: Run | Path | str, runs: Path | str) -> Run:
+    return run if isinstance(run, Run) else Run(resolve_run(Path(run), Path(runs)))
 
 
-def _set_up(job: Job | str, data: Path, runs: Path) -> tuple[TrainingSetup, Run]:
+def _set_up(job: Job | str, data: Path | str, runs: Path | str) -> tuple[TrainingSetup, Run]:
     """Return a job's training setup, checked against the dataset, and the job's run, which is created if necessary."""
+    data, runs = Path(data), Path(runs)
     job = load_job(job, data=data, runs=runs) if isinstance(job, str) else find_initial(job, runs)
     setup = TrainingSetup.checked(job, Dataset.find(job.dataset, data))
     return setup, setup.create_run(runs)

@@ -34,6 +34,20 @@ def test_the_verbs_do_what_the_commands_do() -> None:
 
 
 @pytest.mark.usefixtures("no_slurm")
+def test_paths_may_be_strings() -> None:
+    toy = cnnjob.Dataset.open("data/toy.h5")
+    assert toy == cnnjob.Dataset.open(Path("data/toy.h5")) == cnnjob.Dataset.find("toy", "data")
+    run = cnnjob.train(cnnjob.Job.load("toy.toml", ["train.epochs=1"]), data="data", runs="others", progress=False)
+    assert cnnjob.Run(f"others/{run.name}") == run == cnnjob.Run.all("others")[0]
+    accuracy = run.result()["test_accuracy"]
+    for named in (str(run.path), run.path, run.name):
+        assert cnnjob.evaluate(named, "data/toy.h5", runs="others").overall[0] == accuracy
+    for what in ("others", run, [run]):
+        assert [row["run"] for row in cnnjob.report(what, "here").rows] == [run.name]
+    assert cnnjob.prepare("digits", "elsewhere/own.h5").path == Path("elsewhere/own.h5")
+
+
+@pytest.mark.usefixtures("no_slurm")
 def test_a_script_sees_one_line_per_epoch_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     cnnjob.train(cnnjob.Job.load("toy.toml", ["train.epochs=2"]))
     shown = capfd.readouterr()

@@ -100,7 +100,7 @@ class Dataset:
         )
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path | str) -> Self:
         """Read and check a dataset's description and labels, without reading any pixels.
 
         Args:
@@ -112,6 +112,7 @@ class Dataset:
         Raises:
             DataError: the file is missing, incomplete or truncated, has been edited, or is not a prepared dataset.
         """
+        path = Path(path)
         with _reading(path) as file:
             version = _format_of(path, file)  # first, since nothing else can be relied on in an unfinished file
             arrays = _arrays(file, version)
@@ -126,7 +127,7 @@ class Dataset:
         return dataset
 
     @classmethod
-    def find(cls, name: str, folder: Path) -> Self:
+    def find(cls, name: Path | str, folder: Path | str) -> Self:
         """Open a dataset.
 
         Args:
@@ -137,7 +138,7 @@ class Dataset:
             DataError: the dataset is missing or damaged.
         """
         named = Path(name)
-        return cls.open(named if named.suffix in SUFFIXES else folder / f"{name}.h5")
+        return cls.open(named if named.suffix in SUFFIXES else Path(folder) / f"{name}.h5")
 
     @property
     def digest(self) -> str:

@@ -72,7 +72,8 @@ class Run:
     path: Path
 
     def __post_init__(self) -> None:
-        """Register the path so that line breaks in its name are escaped in output."""
+        """Accept a string as the path, and register the path so that line breaks in its name are escaped in output."""
+        object.__setattr__(self, "path", Path(self.path))
         note_names(self.path)
 
     def __repr__(self) -> str:
@@ -101,7 +102,7 @@ class Run:
         return cls(root / f"{job.name}-{short_digest(job.digest(data_digest))}")
 
     @classmethod
-    def all(cls, *paths: Path) -> list[Self]:
+    def all(cls, *paths: Path | str) -> list[Self]:
         """Return the run folders at the given paths or directly inside them, sorted by name within each path.
 
         Hidden folders are skipped. Folders that are not runs or cannot be read are included, so that the caller can
@@ -111,7 +112,7 @@ class Run:
             DataError: one of the paths cannot be listed.
         """
         runs: dict[Path, None] = {}  # an ordered set: a run that is given twice is listed once
-        for path in paths:
+        for path in map(Path, paths):
             if looks_like_a_run(path):
                 runs[path] = None
             elif os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises if permission is denied
