@@ -1,5 +1,6 @@
-"""Read arrays that are stored contiguously in a file, using ``preadv`` at their offsets.
+"""Read arrays that are stored contiguously in a file, at their offsets.
 
+Rows in order are read with ``preadv``, others in one system call per batch (:mod:`~cnnjob.data.batch_read`).
 A memory map would be faster, but its pages count as resident memory, and a truncated file would kill the process with
 SIGBUS. HDF5 is not involved, so no HDF5 state is carried across a fork and no lock is taken.
 """
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from cnnjob.data.batch_read import MOST_READS, BatchRead
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular, reason_of
 
@@ -108,6 +110,7 @@ class RowReader:
         # Also closes the file of a reader that is dropped without close(), for example if training fails to start.
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._is_slow = True
+        self._batch = BatchRead(self._descriptor, array.row_bytes)
         self._require_version(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -185,29 +188,29 @@ class RowReader:
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
         """
-        array, descriptor = self._array, self._descriptor
+        array = self._array
         self._require_version(array.path)
         if not len(indices):
             return
-        content, started = rows.data.cast("B"), time.perf_counter()
-        # Adjacent rows, such as those of an evaluation, are read together.
-        firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        positions = array.offset + indices[firsts] * array.row_bytes
-        bounds = np.append(firsts, len(indices)) * array.row_bytes
+        started, n_reads = time.perf_counter(), len(indices)
+        positions = array.offset + indices * array.row_bytes
+        if (np.diff(indices) == 1).all():  # as in an evaluation
+            n_reads = 1
+            if self._is_slow:
+                os.posix_fadvise(self._descriptor, int(positions[0]), rows.nbytes, os.POSIX_FADV_WILLNEED)
+            self.read(int(indices[0]), rows)
+        else:
+            for start in range(0, n_reads, MOST_READS):
+                self._read_rows(positions[start : start + MOST_READS], rows[start : start + MOST_READS])
+        limit = n_reads * SLOW_SECONDS_PER_READ + rows.nbytes * SLOW_SECONDS_PER_BYTE
+        self._is_slow = time.perf_counter() - started > limit
+
+    def _read_rows(self, positions: np.ndarray, rows: np.ndarray) -> None:
+        """Read rows at any positions in the file."""
         if self._is_slow:
             # The disk can then read them in parallel and in its preferred order.
-            for position, start, stop in zip(
-                positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
-            ):
-                os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
-        # Run as little Python as possible per read, because the training thread also needs the interpreter lock.
-        for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            part = content[start:stop]
-            try:
-                is_whole = os.preadv(descriptor, (part,), position) == stop - start
-            except OSError:
-                is_whole = False
-            if not is_whole:
-                self._read(position, part)  # reads the rows again, or raises an error that states the cause
-        limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
-        self._is_slow = time.perf_counter() - started > limit
+            for position in positions.tolist():
+                os.posix_fadvise(self._descriptor, position, self._array.row_bytes, os.POSIX_FADV_WILLNEED)
+        if not self._batch.read(positions, rows):
+            for position, row in zip(positions.tolist(), rows, strict=True):
+                self._read(position, row.data.cast("B"))
