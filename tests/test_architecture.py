@@ -43,6 +43,7 @@ SAME_MEANING = {
         *("accumulate", "activate", "conv", "dense", "dropout", "gather", "mean_outputs", "norm", "pool"),
         *("residual_add", "softmax", "update", "_global_pool", "_max_pool", "cross_entropy"),
     },
+    "a part of a conv block's plan": {"_plan_cache_block", "_plan_shard"},
     "a task that does nothing": {"_nothing"},
     "a shape in a message": {"_format_shape"},
     "the content of a source file, as each reader gives it": {"read", "_stream", "_with_test_split"},

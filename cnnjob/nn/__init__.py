@@ -24,7 +24,7 @@ from cnnjob.nn.state import State
 from cnnjob.nn.streaming import ImageSource, ImageStream
 from cnnjob.nn.workers import Workers, available_cores
 
-ARITHMETIC = 1
+ARITHMETIC = 2
 """Version of the arithmetic, incremented whenever a code change may alter the bits of a run's results.
 
 It is recorded with the environment of each run, to warn when a run is resumed. A change that affects only the initial

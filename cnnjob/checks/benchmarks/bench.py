@@ -45,7 +45,10 @@ class Row:
     speed_against_course: float | None
     """Median step time of the course's algorithm divided by this engine's; None if it does not support all blocks."""
     share_of_products: float | None
-    """Median time of the matrix products alone divided by this engine's median step time; at most 1 in theory."""
+    """Median time of the matrix products of direct convolutions alone divided by this engine's median step time.
+
+    Above 1 only if Winograd's method saves more multiplications than everything else takes.
+    """
 
     @property
     def steps_per_second(self) -> float:

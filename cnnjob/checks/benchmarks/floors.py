@@ -1,4 +1,7 @@
-"""Lower bounds on the step time on this machine: the matrix products alone, and the memory traffic alone."""
+"""Times of parts of a step on this machine: the matrix products of direct convolutions, and the memory traffic.
+
+The memory traffic is a lower bound on the time of a step, and so are the products unless Winograd's method saves some.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ read of the gradient."""
 
 @contextmanager
 def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
-    """Yield the engines that measure the lower bounds on all cores, keyed by the names of their rows in the output."""
+    """Yield the engines that measure these times on all cores, keyed by the names of their rows in the output."""
     with nn.Workers(nn.available_cores()) as workers:
         size = min_bytes_per_step(work) // 2  # a copy reads and writes
         source, target = (np.zeros(size, np.uint8) for _ in range(2))
@@ -38,7 +41,10 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 def _cpu_products(work: Workload) -> Iterator[Task]:
     """Yield each shard's matrix products: the output, the weight gradient and, if needed, the input gradient."""
-    for layer_index, layer in enumerate(work.layers):
+    layers: list[Layer] = []
+    for layer in work.layers:
+        layers += layer.block.layers(layer.input_shape) if isinstance(layer.block, nn.Residual) else [layer]
+    for layer_index, layer in enumerate(layers):
         if not isinstance(layer.block, nn.Conv | nn.Dense):
             continue
         needs_input_gradient = work.needs_input_gradient or layer_index > 0

@@ -18,8 +18,11 @@ IMAGES = {
     "cifar10-baseline": ((32, 32, 3), 50_000),
     "cifar10": ((32, 32, 3), 50_000),
     "cifar10-small": ((32, 32, 3), 49_000),
+    "cifar10-resnet": ((32, 32, 3), 49_000),
 }
 """Image shape (H, W, C) and number of training images, by job name."""
+BATCH_SIZES = {"cifar10-resnet": 64}
+"""Batch sizes that differ from the job's, which is for a GPU."""
 NAMES = (*IMAGES, SINGLE_CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
@@ -65,5 +68,5 @@ def find_workload(name: str) -> Workload:
         return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)
     job, (image_shape, images) = Job.load(name), IMAGES[name]
     layers, train = build_network(job.model, image_shape, CLASSES).layers, job.train
-    steps = images // train.batch_size
-    return Workload(name, layers, train.batch_size, steps, build_optimiser(train), train.learning_rate)
+    batch_size = BATCH_SIZES.get(name, train.batch_size)
+    return Workload(name, layers, batch_size, images // batch_size, build_optimiser(train), train.learning_rate)

@@ -9,6 +9,8 @@ A batch is split into shards, which run on all cores. Each shard is split into c
 the arrays of a block fit in a core's cache. The backward pass gathers the patches of each block again, which is faster
 than storing the patches of the whole batch. Only patches with few channels are stored, since they are small, and slow
 to gather.
+
+For most kernels of 3×3 pixels and stride 1, :mod:`cnnjob.nn.cpu.winograd` is faster and takes the place of patches.
 """
 
 from functools import partial
@@ -19,6 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv, Shape
+from cnnjob.nn.cpu.winograd import tile_side, winograd
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
 
@@ -38,7 +41,7 @@ Arrays = dict[str, Array]
 
 
 def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: Arrays, dw: Arrays) -> ForwardBackward:
-    """Plan a conv block: y = maxpool(activation(x ∗ w + b)).
+    """Plan a conv block: y = maxpool(activation(x ∗ w + b)), by Winograd's method or with patches.
 
     Args:
         workers: the workers that compute the batch.
@@ -52,6 +55,8 @@ def conv(workers: Workers, arena: Arena, block: Conv, x: Tensor, y: Tensor, w: A
     Returns:
         The forward and backward tasks.
     """
+    if m := tile_side(block, x.value.shape[-1], y.value.shape, y.value.dtype):
+        return winograd(workers, arena, block, x, y, w, dw, m)
     shards = split_evenly(len(y.value), SHARDS)
     kernel = _Kernel(arena, w, dw, len(shards), with_turned=x.trainable)
     steps = [_plan_shard(arena, block, x, y, kernel, number, shard) for number, shard in enumerate(shards)]
