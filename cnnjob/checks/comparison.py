@@ -96,7 +96,7 @@ def digests(run: Run) -> dict[str, str]:
     Raises:
         DataError: the run is damaged or not finished.
     """
-    values = {"history": _history(run), "result": _result(run)}
+    values = {"history": _key_history(run), "result": _result(run)}
     # Arrays may be larger than the default limit of read_bytes, which is meant for text.
     return {
         "weights": files.sha256_of(files.read_bytes(run.weights_file, sys.maxsize)),
@@ -119,7 +119,7 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
         DataError: a run is damaged or not finished.
     """
     readers: dict[str, Callable[[Run], dict[str, Any]]] = {
-        "weights": Run.weights, "predictions": Run.predictions, "history": _history, "result": _result,
+        "weights": Run.weights, "predictions": Run.predictions, "history": _key_history, "result": _result,
     }  # fmt: skip
     differences = []
     expected, actual = digests(uninterrupted), digests(killed)
@@ -128,11 +128,11 @@ def compare(uninterrupted: Run, killed: Run) -> list[RunDifference]:
         if expected[part] != actual[part]:
             # Files with equal arrays can still differ in the order of the arrays, or in bytes outside the arrays.
             whole_file = RunDifference(part, "the file", expected[part], actual[part])
-            differences.append(next(_part_differences(part, first, second), whole_file))
+            differences.append(next(_find_differences(part, first, second), whole_file))
     return differences
 
 
-def _history(run: Run) -> dict[str, Any]:
+def _key_history(run: Run) -> dict[str, Any]:
     """Return a run's history without measured times, keyed by names such as ``epoch 3, train_loss``."""
     return {
         f"epoch {record.get('epoch', number)}, {key}": value
@@ -146,15 +146,15 @@ def _result(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.result().items() if key not in COST_KEYS | MACHINE_KEYS}
 
 
-def _part_differences(part: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
+def _find_differences(part: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[RunDifference]:
     for name in {**first, **second}:
         a, b = first.get(name), second.get(name)
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and _dtype_and_shape(a) == _dtype_and_shape(b):
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and _describe_array(a) == _describe_array(b):
             if (index := _first_different_index(a, b)) is not None:
                 where = f"{name}[{', '.join(map(str, index))}]" if index else name
                 yield RunDifference(part, where, str(a[index]), str(b[index]))
         elif isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a != b:
-            yield RunDifference(part, name, _value_text(a), _value_text(b))
+            yield RunDifference(part, name, _format_difference(a), _format_difference(b))
 
 
 def _first_different_index(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | None:
@@ -168,13 +168,13 @@ def _first_different_index(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | No
     return tuple(map(int, np.unravel_index(positions[0], a.shape))) if len(positions) else None
 
 
-def _dtype_and_shape(array: np.ndarray) -> str:
+def _describe_array(array: np.ndarray) -> str:
     return f"{array.dtype} {array.shape}"
 
 
-def _value_text(value: Any) -> str:
+def _format_difference(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return _dtype_and_shape(value)
+        return _describe_array(value)
     return "missing" if value is None else str(value)
 
 

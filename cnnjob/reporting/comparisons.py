@@ -64,14 +64,14 @@ class GroupDifference:
         better, other = self.better.label, self.other.label
         shown = self.interval
         if shown is None:
-            return f"{_quoted(better)} and {_quoted(other)} share no seeds, so they cannot be compared."
+            return f"{_quote(better)} and {_quote(other)} share no seeds, so they cannot be compared."
         # `better` has the higher mean over all of its seeds, but over the shared seeds it can be the worse one.
         if shown.mean < 0:
             better, other = other, better
         mean = f"{100 * abs(shown.mean):.2f}"
         if shown.half_width is None:
             return (
-                f"{_quoted(better)} and {_quoted(other)} share one seed and differ by {mean} points; there is no "
+                f"{_quote(better)} and {_quote(other)} share one seed and differ by {mean} points; there is no "
                 "interval with one seed."
             )
         points = f"{mean} ± {100 * shown.half_width:.2f} points"
@@ -80,22 +80,22 @@ class GroupDifference:
         else:
             basis = f"{shown.n} shared seeds"
         if self.is_significant:
-            return f"{_quoted(better)} is better than {_quoted(_without_key(other, better))} by {points}, {basis}."
+            return f"{_quote(better)} is better than {_quote(_drop_key(other, better))} by {points}, {basis}."
         if self.p_value is not None and self.p_value <= 1 - CONFIDENCE:
             basis += f"; this is not significant among {self.n_comparisons} comparisons (Holm)"
         hint = ""
         if self.n_more_seeds is not None:
             count = "1 more seed" if self.n_more_seeds == 1 else f"{self.n_more_seeds:,} more seeds"
             hint = f" About {count} would decide, if the true difference is as large as this."
-        return f"{_quoted(better)} and {_quoted(other)} are not significantly different: {points}, {basis}.{hint}"
+        return f"{_quote(better)} and {_quote(other)} are not significantly different: {points}, {basis}.{hint}"
 
 
-def _quoted(label: str) -> str:
+def _quote(label: str) -> str:
     """Return a label as used in a sentence: in quotation marks if it contains a comma."""
     return f"“{label}”" if ", " in label else label
 
 
-def _without_key(label: str, other: str) -> str:
+def _drop_key(label: str, other: str) -> str:
     """Shorten a label such as ``learning_rate 0.1`` to its value if ``other`` also consists of that key and a value."""
     key, _, value = label.partition(" ")
     return value if value and ", " not in label + other and other.startswith(f"{key} ") else label
@@ -121,7 +121,7 @@ def group_differences(groups: Sequence[Group]) -> list[GroupDifference]:
         best, *others = measured
         few = len(measured) <= MAX_PAIRWISE_GROUPS
         pairs = combinations(measured, 2) if few else ((best, other) for other in others)
-        differences += sorted(_with_correction([_compare_pair(*pair) for pair in pairs]), key=_significance_order)
+        differences += sorted(_correct_p_values([_compare_pair(*pair) for pair in pairs]), key=_significance_order)
     return differences
 
 
@@ -149,7 +149,7 @@ def _compare_pair(better: Group, other: Group) -> GroupDifference:
     return GroupDifference(better, other, by_seed, *(images or (None, None)))
 
 
-def _with_correction(differences: Sequence[GroupDifference]) -> list[GroupDifference]:
+def _correct_p_values(differences: Sequence[GroupDifference]) -> list[GroupDifference]:
     """Return the comparisons on one dataset with p-values corrected by Holm's method.
 
     Each comparison also states how many more seeds would make a difference of the observed size significant.
@@ -161,7 +161,9 @@ def _with_correction(differences: Sequence[GroupDifference]) -> list[GroupDiffer
             difference,
             corrected_p_value=p_value,
             n_comparisons=count,
-            n_more_seeds=_more_seeds(difference.by_seed, (1 - CONFIDENCE) / count) if p_value is not None else None,
+            n_more_seeds=_estimate_more_seeds(difference.by_seed, (1 - CONFIDENCE) / count)
+            if p_value is not None
+            else None,
         )
         for difference, p_value in zip(differences, corrected, strict=True)
     ]
@@ -230,7 +232,7 @@ def seeds_to_decide(mean: float, deviation: float, level: float) -> int | None:
     return int(n[enough[0]]) if enough.size else None
 
 
-def _more_seeds(shown: Interval | None, level: float) -> int | None:
+def _estimate_more_seeds(shown: Interval | None, level: float) -> int | None:
     """Return how many more seeds would be needed to find a difference of the observed size; None if unknown."""
     from scipy.special import stdtrit  # noqa: PLC0415 - takes half a second to import
 

@@ -71,18 +71,18 @@ def check_result(
     if isinstance(seconds, int | float):
         hours = seconds / 3600 if result.get("backend") == "cuda" else 0.0
         expected.append(("gpu_hours", "result.json", hours))
-    yield from _result_checks(result, expected)
+    yield from _compare_result(result, expected)
 
 
 def check_figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> Iterator[Check]:
     """Check the result's test accuracy and loss against those computed from the predictions."""
-    yield from _result_checks(result, [(name, "predictions.npz", value) for name, value in figures.items()])
+    yield from _compare_result(result, [(name, "predictions.npz", value) for name, value in figures.items()])
 
 
 def check_weights(result: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[Check]:
     """Check the number of parameters in the result against the weights; running statistics are not counted."""
     count = sum(array.size for name, array in weights.items() if not name.endswith(_STATISTICS))
-    yield from _result_checks(result, [("parameters", "weights.npz", count)])
+    yield from _compare_result(result, [("parameters", "weights.npz", count)])
 
 
 def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
@@ -90,7 +90,7 @@ def check_attempts(result: Mapping[str, Any], attempts: Sequence[Mapping[str, An
     finished = (attempt for attempt in attempts if attempt["why"] == "finished")
     if attempt := next(finished, attempts[-1] if attempts else None):
         expected = [("attempts", attempt["attempt"]), ("device", attempt.get("device"))]
-        yield from _result_checks(result, [(name, "attempts/", value) for name, value in expected])
+        yield from _compare_result(result, [(name, "attempts/", value) for name, value in expected])
 
 
 def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> Iterator[Check]:
@@ -110,7 +110,7 @@ def check_history(result: Mapping[str, Any], table: Table, select_on: str) -> It
         expected.append(("best_epoch", int(table["epoch"][best])))
         measures = ("test_accuracy", "test_loss") if select_on == "test" else ()
         expected += [(name, float(table[name][best])) for name in measures if _is_whole(table, name)]
-    yield from _result_checks(result, [(name, "history.jsonl", value) for name, value in expected])
+    yield from _compare_result(result, [(name, "history.jsonl", value) for name, value in expected])
 
 
 def check_epochs(table: Table, job: Job) -> Iterator[Check]:
@@ -123,7 +123,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
     if not _is_whole(table, "step") or table["step"][0] < 1:
         return
     epochs, steps = len(table["epoch"]), int(table["step"][0])
-    yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _last_epoch(table, job))
+    yield Check("history.jsonl", "the number of epochs", epochs, "job.json", _find_last_epoch(table, job))
     total = job.train.epochs * steps
     # The history records the learning rate of each epoch's last step; steps are numbered from 0 here.
     rates = build_schedule(job.train).rates(range(steps - 1, epochs * steps, steps), total)
@@ -147,7 +147,7 @@ def check_epochs(table: Table, job: Job) -> Iterator[Check]:
             yield Check("history.jsonl", f"images_per_second {where}", rate, "its time", images / seconds)
 
 
-def _last_epoch(table: Table, job: Job) -> int:
+def _find_last_epoch(table: Table, job: Job) -> int:
     """Return the epoch after which training must have ended, given the accuracies in its history."""
     stopping, score = job.train.early_stopping, f"{job.train.select_on}_accuracy"
     if stopping and _is_whole(table, score):
@@ -188,7 +188,7 @@ def check_predictions(
             )
 
 
-def _result_checks(result: Mapping[str, Any], expected: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
+def _compare_result(result: Mapping[str, Any], expected: Sequence[tuple[str, str, Any]]) -> Iterator[Check]:
     """Yield one check per expected (name, source, value), except for values that are missing on either side."""
     for name, source, value in expected:
         if value is not None and result.get(name) is not None:

@@ -114,25 +114,25 @@ def group_runs(records: Iterable[Record]) -> list[Group]:
     # The job in a manifest is not validated here, so its seed may be anything; padded text can always be compared.
     ordered = [sorted(group, key=lambda record: (str(record.row["seed"]).zfill(10), record.name))
                for group in members.values()]  # fmt: skip
-    settings = _with_enclosing_tables([result_settings(group[0]) for group in ordered])
-    keys = _shown_settings(settings)
+    settings = _add_enclosing_tables([result_settings(group[0]) for group in ordered])
+    keys = _select_shown_settings(settings)
     names = short_names(keys)
     groups = [
         Group("", {names[key]: values.get(key) for key in keys}, tuple(group))
         for values, group in zip(settings, ordered, strict=True)
     ]
-    labelled = _with_labels(sorted(groups, key=_rank))
+    labelled = _label_groups(sorted(groups, key=_rank))
     for group in labelled:
         for record in group.records:
             record.row["group"] = group.label
     return labelled
 
 
-def _with_labels(groups: list[Group]) -> list[Group]:
+def _label_groups(groups: list[Group]) -> list[Group]:
     """Label each group by its job and distinguishing settings; if that label is too long, by its job and a number."""
     jobs = [_job(group) for group in groups]
     peers = {job: [group.settings for group in groups if _job(group) == job] for job in dict.fromkeys(jobs)}
-    distinguishing = {job: _distinguishing_settings(settings) for job, settings in peers.items()}
+    distinguishing = {job: _find_distinguishing_settings(settings) for job, settings in peers.items()}
     labels = []
     for group, job in zip(groups, jobs, strict=True):
         keys = distinguishing[job]
@@ -144,7 +144,7 @@ def _with_labels(groups: list[Group]) -> list[Group]:
     ]
 
 
-def _distinguishing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
+def _find_distinguishing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys of the settings that distinguish groups of the same job.
 
     The presence of an optional table, such as ``early_stopping``, is not one of them if the other keys suffice to
@@ -166,7 +166,7 @@ def _job(group: Group) -> str:
     return str(group.records[0].row["job"])
 
 
-def _shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
+def _select_shown_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys of the settings that differ between groups.
 
     If the networks have different kinds of blocks, the settings of individual blocks are not comparable. They are then
@@ -195,7 +195,7 @@ def result_settings(record: Record) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _with_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _add_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each group's settings with an added entry for each of the group's tables that other groups omit.
 
     The entry's key is the table's name, and its value is ``True``. It is inserted before the keys of the table.
@@ -205,12 +205,14 @@ def _with_enclosing_tables(settings: Sequence[dict[str, Any]]) -> list[dict[str,
     for values in settings:
         completed.append({})
         for key, value in values.items():
-            completed[-1].update(dict.fromkeys((table for table in _enclosing_tables(key) if table in optional), True))
+            completed[-1].update(
+                dict.fromkeys((table for table in _iterate_enclosing_tables(key) if table in optional), True)
+            )
             completed[-1][key] = value
     return completed
 
 
-def _enclosing_tables(key: str) -> Iterator[str]:
+def _iterate_enclosing_tables(key: str) -> Iterator[str]:
     """Yield the dotted names of the tables that contain a key, outermost first."""
     words = key.split(".")
     yield from (".".join(words[:count]) for count in range(1, len(words)))
@@ -227,7 +229,7 @@ def differing_settings(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _applies(key: str, settings: dict[str, Any]) -> bool:
-    tables = _enclosing_tables(key)
+    tables = _iterate_enclosing_tables(key)
     return belongs_to_selected_kind(key, settings) and all(settings.get(table, True) is not None for table in tables)
 
 

@@ -187,9 +187,9 @@ def learning_curves(rows: Sequence[Panels]) -> "Figure":
         bottom = (len(rows) - 1 - index) * (above + height + below) + below
         for column, (measure, lines) in enumerate(row.lines.items()):
             place = (left + column * (width + gap), bottom, width, height)
-            _panel(figure.add_axes(tuple(np.divide(place, [*size, *size]))), row, measure, lines)
+            _draw_panel(figure.add_axes(tuple(np.divide(place, [*size, *size]))), row, measure, lines)
         top = (bottom + height) / size[1]
-        figure.text(left / size[0], top + 0.15 / size[1], _short_label(row.title, 100), fontsize="medium")
+        figure.text(left / size[0], top + 0.15 / size[1], _shorten_label(row.title, 100), fontsize="medium")
         figure.legend(key.values(), key.keys(), loc="upper left", bbox_to_anchor=(right / size[0], top))
     return figure
 
@@ -200,7 +200,7 @@ def _legend_entries(row: Panels) -> dict[str, Any]:
 
     labelled = [line for line in next(iter(row.lines.values())) if line.label]
     ordered = sorted(labelled, key=lambda line: (line.colour is None, line.colour))  # not in the order of painting
-    key = {_short_label(line.label): Line2D([], [], **_line_properties(line)) for line in ordered}
+    key = {_shorten_label(line.label): Line2D([], [], **_line_properties(line)) for line in ordered}
     if row.best_epoch is not None:
         key["best epoch"] = Line2D([], [], **_STAR)
     if row.restarts:
@@ -220,7 +220,7 @@ def _line_properties(line: Line) -> dict[str, Any]:
     }
 
 
-def _panel(axes: "Axes", row: Panels, measure: Measure, lines: Sequence[Line]) -> None:
+def _draw_panel(axes: "Axes", row: Panels, measure: Measure, lines: Sequence[Line]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     n_bands = sum(line.half_width is not None for line in lines)
@@ -243,12 +243,12 @@ def _panel(axes: "Axes", row: Panels, measure: Measure, lines: Sequence[Line]) -
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if limits := axis_limits(lines, measure):
-        _scale(axes, limits)
+        _set_scale(axes, limits)
         if beyond := lines_beyond(lines, limits):
             axes.set_title(f"{plural(len(beyond), 'line')} beyond the axis", loc="right", fontsize=_SMALL)
 
 
-def _scale(axes: "Axes", limits: Limits) -> None:
+def _set_scale(axes: "Axes", limits: Limits) -> None:
     from matplotlib.ticker import LogLocator
 
     if limits.is_logarithmic:
@@ -283,7 +283,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
 
     K = len(counts)
     side = float(np.clip(0.5 * K, 3, 10) if K <= COUNTS_LIMIT else 8)  # inches
-    names = [_short_label(name, 24) for name in class_names]
+    names = [_shorten_label(name, 24) for name in class_names]
     size = min(9.0, 54 * side / K)
     margin = 0.6 + max(size, _MIN_NAME_SIZE) / 9 * _LETTER * max(map(len, names))
     width, height = margin + side + 1.4, margin + side + 0.5
@@ -297,7 +297,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     if K <= COUNTS_LIMIT:
         _write_counts(axes, counts, shares, side)
     _name_classes(axes, names, size, margin / side * K)
-    axes.set_title(_short_label(title), loc="left")
+    axes.set_title(_shorten_label(title), loc="left")
     scale = figure.add_axes(
         ((margin + side + 0.25) / width, (margin + 0.1 * side) / height, 0.2 / width, 0.8 * side / height)
     )
@@ -357,7 +357,7 @@ def convolution_filters(layers: Sequence[tuple[str, np.ndarray, tuple[int, ...]]
         axes.imshow(join_tiles(tiles), interpolation="none")
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
-        axes.set(title=_short_label(title) if len(layers) == 1 else f"{_short_label(title)}: {name}")
+        axes.set(title=_shorten_label(title) if len(layers) == 1 else f"{_shorten_label(title)}: {name}")
         axes.set(xticks=[], yticks=[])
         _name_tiles(axes, weights.shape, shape, tiles.shape)
     return figure
@@ -368,22 +368,22 @@ def _name_tiles(axes: "Axes", weights: tuple[int, ...], shape: tuple[int, ...], 
     K, _, C, F = shape
     R, Q = tiles[:2]
     if C in PICTURE_CHANNELS:
-        axes.set_xlabel(f"{_limited_count(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
+        axes.set_xlabel(f"{_describe_count(F, R * Q, 'filter')} of {K}×{K} pixels, row by row, each on its own scale")
         return
     (across, n_across), (down, n_down) = (("filter", F), ("channel", C))[:: 1 if weights[3] >= weights[2] else -1]
     for axis, name, n, shown in ((axes.xaxis, across, n_across, Q), (axes.yaxis, down, n_down, R)):
         indices = np.arange(0, shown, math.ceil(shown / 8))
         pitch = K * ENLARGED + 1
         axis.set_ticks(indices * pitch + pitch / 2, [str(index + 1) for index in indices])
-        axis.set_label_text(name if n == shown else _limited_count(n, shown, name))
+        axis.set_label_text(name if n == shown else _describe_count(n, shown, name))
 
 
-def _limited_count(n: int, limit: int, noun: str) -> str:
+def _describe_count(n: int, limit: int, noun: str) -> str:
     total = plural(n, noun)
     return total if n <= limit else f"the first {limit} of {total}"
 
 
-def _short_label(name: str, n_letters: int = _NAME_LENGTH) -> str:
+def _shorten_label(name: str, n_letters: int = _NAME_LENGTH) -> str:
     """Return a name on one line, with the middle omitted if it is long.
 
     Matplotlib omits labels that begin with ``_`` from legends, so such a name gets a leading space.

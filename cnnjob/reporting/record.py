@@ -154,10 +154,10 @@ def read_record(run: Run, name: str, *, pictures: bool = True) -> Record:
             _try_step(step, summary, record)
         _try_step(_check_result, summary, record)  # last, since it compares what the other steps have read
     # Duplicates are removed, since the summary and the step that needs a file may both report the same damage.
-    record.reasons = list(dict.fromkeys(_relative(reason, run) for reason in record.reasons))
+    record.reasons = list(dict.fromkeys(_shorten_reason(reason, run) for reason in record.reasons))
     record.remarks = list(map(printable, record.remarks))
     record.row["reason"] = "; ".join([*record.reasons, *record.contradictions]) or None
-    record.row = {column: _cell(value) for column, value in record.row.items()}
+    record.row = {column: _convert_cell(value) for column, value in record.row.items()}
     return record
 
 
@@ -174,7 +174,7 @@ def _try_step(step: Callable[[RunSummary, Record], None], summary: RunSummary, r
     return False
 
 
-def _relative(reason: str, run: Run) -> str:
+def _shorten_reason(reason: str, run: Run) -> str:
     """Return a reason on one line, without the path of the run folder at its beginning.
 
     The report shows the reason next to the name of the run, so the path would add nothing.
@@ -182,7 +182,7 @@ def _relative(reason: str, run: Run) -> str:
     return printable(" ".join(reason.removeprefix(f"{run.path}/").removeprefix(f"{run.path}: ").split()))
 
 
-def _cell(value: Any) -> str | int | float | None:
+def _convert_cell(value: Any) -> str | int | float | None:
     """Return a value in a form that both CSV and JSON can represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -205,7 +205,9 @@ def _read_job(summary: RunSummary, record: Record) -> None:
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None
     named = {"dataset": f"{data['name']} {short_digest(data['digest'])}"}
     record.digest = frozen["digest"]
-    settings = {printable(key): value for key, value in _flat(job) if key not in {INIT_FROM, "model.init_sha256"}}
+    settings = {
+        printable(key): value for key, value in _flatten_settings(job) if key not in {INIT_FROM, "model.init_sha256"}
+    }
     if origin := frozen.get("initial"):
         record.parent = printable(origin.get("run") or Path(origin["source"]).name)
         record.parent_digest = origin.get("digest")
@@ -213,16 +215,16 @@ def _read_job(summary: RunSummary, record: Record) -> None:
     record.settings |= settings | named
     record.row |= {name: record.settings.get(f"train.{name}") for name in ("batch_size", "learning_rate")}
     if isinstance(blocks := job["model"]["blocks"], list):
-        record.settings[BLOCKS] = ", ".join(map(_in_words, blocks))
+        record.settings[BLOCKS] = ", ".join(map(_describe_block, blocks))
 
 
-def _in_words(block: dict[str, Any]) -> str:
+def _describe_block(block: dict[str, Any]) -> str:
     """Return a description of a block, such as ``conv 32`` or ``residual (conv 32 + conv 32)``."""
     (kind, value), *_ = block.items()
-    return f"{kind} ({' + '.join(map(_in_words, value))})" if isinstance(value, list) else f"{kind} {value}"
+    return f"{kind} ({' + '.join(map(_describe_block, value))})" if isinstance(value, list) else f"{kind} {value}"
 
 
-def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
+def _flatten_settings(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float | None]]:
     """Yield each setting with its dotted key.
 
     Tables in a list are numbered from 1; a list of scalars is one value.
@@ -232,25 +234,25 @@ def _flat(value: Any, above: str = "") -> Iterator[tuple[str, str | int | float 
         if above + str(key) in KINDS and isinstance(member, dict) and len(member) == 1:
             yield f"{above}{key}", next(iter(member))
         if isinstance(member, list) and member and not any(isinstance(one, dict | list) for one in member):
-            yield f"{above}{key}", _cell(" ".join(map(str, member)))
+            yield f"{above}{key}", _convert_cell(" ".join(map(str, member)))
         elif isinstance(member, dict | list) and member:
-            yield from _flat(member, f"{above}{key}.")
+            yield from _flatten_settings(member, f"{above}{key}.")
         else:
-            yield f"{above}{key}", _cell(member)
+            yield f"{above}{key}", _convert_cell(member)
 
 
 def _read_state(summary: RunSummary, record: Record) -> None:
     record.row["state"] = summary.recorded_state
-    record.remarks += (_relative(note, summary.run) for note in summary.notes if note != UNRECORDED)
+    record.remarks += (_shorten_reason(note, summary.run) for note in summary.notes if note != UNRECORDED)
     if summary.state == "damaged":
         raise DataError(summary.damage)
     if summary.state != "finished":
-        record.reasons.append(_why_unfinished(summary))
+        record.reasons.append(_explain_unfinished(summary))
         if summary.is_older and summary.state != "running":
             record.reasons.append("created by another version of cnnjob, so it is not resumed")
 
 
-def _why_unfinished(summary: RunSummary) -> str:
+def _explain_unfinished(summary: RunSummary) -> str:
     state, why = summary.recorded_state, summary.attempt.get("why")
     if state == "cancelled":
         reason = "cancelled; submit it again to resume it"
@@ -345,7 +347,9 @@ def _read_predictions(summary: RunSummary, record: Record, *, pictures: bool) ->
     record.row |= overall._asdict()
     record.class_names = tuple(printable(str(name)) for name in names)
     data = summary.manifest.get("data") or {}
-    _remark(record, crosscheck.check_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ()))
+    _add_remarks(
+        record, crosscheck.check_predictions(arrays, data.get("class_names") or (), data.get("image_shape") or ())
+    )
     if not pictures:
         return
     if {"wrong_images", "wrong_indices"} <= arrays.keys():
@@ -370,7 +374,7 @@ def _check_result(summary: RunSummary, record: Record) -> None:
         checks += crosscheck.check_history(result, record.curve.history, str(record.settings.get("train.select_on")))
     if record.curve and not summary.is_older:
         checks += crosscheck.check_epochs(record.curve.history, summary.job)
-    _remark(record, checks)
+    _add_remarks(record, checks)
 
 
 def _read_evaluations(summary: RunSummary, record: Record) -> None:
@@ -398,7 +402,7 @@ def _read_counts(path: Path, n_images: int) -> np.ndarray:
     return counts
 
 
-def _remark(record: Record, checks: Iterable[crosscheck.Check]) -> None:
+def _add_remarks(record: Record, checks: Iterable[crosscheck.Check]) -> None:
     """Add a remark for each check that fails."""
     found = [printable(str(check)) for check in checks if not check.agrees]
     record.contradictions += found
@@ -429,7 +433,7 @@ def _read_design(summary: RunSummary, record: Record) -> None:
     """
     with suppress(CnnjobError, *_UNREADABLE):
         job, data = summary.job, summary.manifest["data"]
-        changed = dict(_flat(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))
+        changed = dict(_flatten_settings(job.model_dump(mode="json", exclude_defaults=True, include={"data", "train"})))
         changed[INIT_FROM] = record.parent
         record.chosen = {key: value for key, value in record.settings.items() if key in changed or key in _ESSENTIAL}
         record.layers = layer_rows(job.model, tuple(data["image_shape"]), len(data["class_names"]))
@@ -440,5 +444,5 @@ def _read_convolutions(summary: RunSummary, record: Record) -> None:
     if not run.result_file.exists():
         return
     weights = run.weights()
-    _remark(record, crosscheck.check_weights(record.result, weights))
+    _add_remarks(record, crosscheck.check_weights(record.result, weights))
     record.convolutions = convolutions_of(weights, record.example_arrays, str(run.weights_file))

@@ -107,10 +107,10 @@ def history_csv(curve: Curve) -> bytes:
 
 def group_rows(groups: Iterable[Group]) -> list[dict[str, Any]]:
     """Return one row per group: settings, n, seeds, remarks, and each measure's mean and interval half-width."""
-    return [{"group": group.label} | group.settings | dict(_numbers(group)) for group in groups]
+    return [{"group": group.label} | group.settings | dict(_iterate_numbers(group)) for group in groups]
 
 
-def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
+def _iterate_numbers(group: Group) -> Iterator[tuple[str, Any]]:
     yield "n", len(group.by_seed)
     for column in _MEASURES:
         interval = group.interval(column)
@@ -147,13 +147,13 @@ def format_interval(interval: Interval | None, factor: float, digits: int) -> st
 
 def groups_as_markdown(groups: Sequence[Group]) -> str:
     """Return the content of ``groups.md``."""
-    return f"# Groups\n\n{_markdown(*_group_table(groups))}\n\n{_OF_GROUPS}\n"
+    return f"# Groups\n\n{_format_markdown_table(*_group_table(groups))}\n\n{_OF_GROUPS}\n"
 
 
 def groups_as_latex(groups: Sequence[Group]) -> str:
     """Return the content of ``groups.tex``."""
     header, rows = _group_table(groups)
-    return _latex(header, rows, "lrrr" + "l" * (len(header) - len(GROUP_HEADER)))
+    return _format_latex_table(header, rows, "lrrr" + "l" * (len(header) - len(GROUP_HEADER)))
 
 
 def runs_as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -170,9 +170,9 @@ def runs_as_latex(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     settings = [name for name in varied if name not in qualifying][:_MAX_PAPER_SETTINGS]
     columns = [*_PAPER_COLUMNS[:2], *settings, *_PAPER_COLUMNS[2:], *qualifying]
-    cells = ([_readable(column, row[column]) for column in columns] for row in rows)
+    cells = ([_format_readable(column, row[column]) for column in columns] for row in rows)
     alignment = "lr" + "l" * len(settings) + "lrrrr" + "l" * len(qualifying)
-    return _latex([column.replace("_", " ") for column in columns], cells, alignment)
+    return _format_latex_table([column.replace("_", " ") for column in columns], cells, alignment)
 
 
 def runs_as_markdown(
@@ -188,7 +188,7 @@ def runs_as_markdown(
     Returns:
         The content of ``metrics.md``.
     """
-    table = _markdown(list(rows[0]), ([_readable(*cell) for cell in row.items()] for row in rows))
+    table = _format_markdown_table(list(rows[0]), ([_format_readable(*cell) for cell in row.items()] for row in rows))
     remarks = []
     for record in records:
         parent = [f"fine-tuned from {_escape_markdown(record.parent)}"] if record.parent else []
@@ -205,7 +205,7 @@ def runs_as_markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _readable(column: str, value: Any) -> str:
+def _format_readable(column: str, value: Any) -> str:
     if isinstance(value, float) and column in _ROUNDED:
         return f"{value:.{_ROUNDED[column]}f}"
     if column in {"commit", "data_sha256"} and value:
@@ -216,7 +216,7 @@ def _readable(column: str, value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _format_markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = (f"| {' | '.join(map(_escape_markdown, row))} |" for row in rows)
     return "\n".join([f"| {' | '.join(map(_escape_markdown, header))} |", f"|{' --- |' * len(header)}", *lines])
 
@@ -226,9 +226,9 @@ def _escape_markdown(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
-def _latex(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
+def _format_latex_table(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
     """Return a booktabs-style ``tabular``."""
-    lines = [" & ".join(map(_in_latex, row)) + r" \\" for row in (header, *rows)]
+    lines = [" & ".join(map(_escape_latex, row)) + r" \\" for row in (header, *rows)]
     body = "\n".join(lines[1:])
     return (
         "% needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}; non-Latin letters need LuaLaTeX\n"
@@ -236,7 +236,7 @@ def _latex(header: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -
     )
 
 
-def _in_latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     """Escape a cell so that LaTeX prints its text literally.
 
     A leading ``[`` or ``*`` would be read as an argument of the preceding row end (two backslashes), and ``--`` would

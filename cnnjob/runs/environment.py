@@ -40,14 +40,14 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
     Returns:
         The content of ``environment.json``. Environments with equal ``bits`` give results that are equal bit for bit.
     """
-    packages = _packages()
+    packages = _list_packages()
     return {
         "command": shlex.join(sys.argv),
         **find_commit(),
         "python": platform.python_version(),
         "packages": packages,
         "host": socket.gethostname(),
-        "device": f"gpu: {gpu.name}" if gpu else f"cpu: {_processor()}",
+        "device": f"gpu: {gpu.name}" if gpu else f"cpu: {_read_processor()}",
         "cores": cores,
         "backend": backend,
         "precision": precision,
@@ -58,7 +58,7 @@ def describe(backend: str, precision: str, arithmetic: int, cores: int, gpu: Any
             "numpy": packages["numpy"],
             "machine": platform.machine(),
             # BLAS and NumPy choose kernels by the processor's features, and different kernels sum in different orders.
-            **(_gpu(gpu) if gpu else {"blas": _blas(), "simd": _simd()}),
+            **(_describe_gpu(gpu) if gpu else {"blas": _describe_blas(), "simd": _list_simd()}),
         },
     }
 
@@ -84,7 +84,7 @@ def _is_the_same(name: str, before: Any, now: Any) -> bool:
     return before == now or (name == "blas" and str(now) in str(before).split(", "))
 
 
-def _gpu(device: Any) -> dict[str, Any]:
+def _describe_gpu(device: Any) -> dict[str, Any]:
     """Return the GPU's name, the driver version and the versions of the CUDA libraries."""
     try:
         driver = re.search(r"Module +([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def _gpu(device: Any) -> dict[str, Any]:
     return {"gpu": device.name, "driver": driver[1] if driver else None, **device.versions}
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     """Return the processor's model name, or the machine type (such as ``x86_64``) if Linux does not report one."""
     with suppress(OSError):
         found = re.search(r"^model name\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
@@ -102,14 +102,14 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _blas() -> str:
+def _describe_blas() -> str:
     """Return the version of NumPy's BLAS library, and the processor type whose kernels the library uses.
 
     SciPy and scikit-learn may load other BLAS libraries, but training does not use them.
     """
     from threadpoolctl import threadpool_info  # noqa: PLC0415 - importing it inspects every loaded library
 
-    library = _numpys_blas()
+    library = _find_blas()
     pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     own = [pool for pool in pools if Path(pool["filepath"]).resolve() == library] or pools
     names = {f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip() for p in own}
@@ -137,7 +137,7 @@ class _Symbol(ctypes.Structure):
     )
 
 
-def _numpys_blas() -> Path | None:
+def _find_blas() -> Path | None:
     """Return the path of the BLAS library that NumPy is linked with; None if it is not found."""
     # dlsym on NumPy's own extension module searches that module and the libraries it is linked with, but no other
     # BLAS loaded into the process.
@@ -150,14 +150,14 @@ def _numpys_blas() -> Path | None:
     return None
 
 
-def _simd() -> str:
+def _list_simd() -> str:
     """Return the SIMD extensions of this processor that NumPy's loops use."""
     found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     return " ".join(sorted(found))
 
 
 @cache  # a process keeps what it has imported, even if something else is installed meanwhile
-def _packages() -> dict[str, str]:
+def _list_packages() -> dict[str, str]:
     """Return the versions of the packages that are used for computation and for reading and writing files."""
     return {"cnnjob": __version__, **{name: version(name) for name in PACKAGES}}
 
@@ -176,12 +176,12 @@ def available_memory_bytes(
         The smallest of three numbers: the kernel's estimate, what is left under the control groups' limits, and what is
         left under the SLURM job's limit.
     """
-    free = _kernel_estimate(proc)
+    free = _read_kernel_estimate(proc)
     # /proc/meminfo shows the whole machine, even inside a container or a SLURM job with less memory.
-    return max(0, min([free, *_cgroup_limits(proc, cgroups), *_slurm_limits(proc, variables)]))
+    return max(0, min([free, *_read_cgroup_limits(proc, cgroups), *_read_slurm_limits(proc, variables)]))
 
 
-def _kernel_estimate(proc: Path) -> int:
+def _read_kernel_estimate(proc: Path) -> int:
     with suppress(OSError):
         match = re.search(r"^MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text(encoding="utf-8"), re.MULTILINE)
         if match:
@@ -189,7 +189,7 @@ def _kernel_estimate(proc: Path) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
+def _read_cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
     """Yield the bytes left under each control group's limit; the page cache counts as free, since it can be dropped."""
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
@@ -197,35 +197,35 @@ def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[int]:
             if not controllers:  # version 2
                 group = cgroups / path.lstrip("/")
                 for folder in (group, *group.parents):
-                    limit, statistics = _text(folder / "memory.max"), _statistics(folder)
+                    limit, statistics = _read_line(folder / "memory.max"), _read_statistics(folder)
                     if limit.strip().isdigit():
                         yield int(limit) - statistics.get("anon", 0)
                     if folder == cgroups:
                         break
             elif "memory" in controllers.split(","):  # version 1, whose limit accounts for all parents
-                statistics = _statistics(cgroups / "memory" / path.lstrip("/"))
+                statistics = _read_statistics(cgroups / "memory" / path.lstrip("/"))
                 if limit_bytes := statistics.get("hierarchical_memory_limit"):
                     yield limit_bytes - statistics.get("total_rss", 0)
 
 
-def _slurm_limits(proc: Path, variables: Mapping[str, str]) -> Iterator[int]:
+def _read_slurm_limits(proc: Path, variables: Mapping[str, str]) -> Iterator[int]:
     """Yield the bytes left under the SLURM job's memory limit, which control groups do not always enforce."""
     per_node, per_cpu, cpus = (
         int(value) if (value := variables.get(f"SLURM_{name}", "")).isdigit() else 0
         for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")
     )
     if megabytes := per_node or per_cpu * cpus:
-        pages = _text(proc / "self" / "statm").split()
+        pages = _read_line(proc / "self" / "statm").split()
         resident = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
         yield (megabytes << 20) - resident
 
 
-def _statistics(folder: Path) -> dict[str, int]:
-    rows = (line.split() for line in _text(folder / "memory.stat").splitlines())
+def _read_statistics(folder: Path) -> dict[str, int]:
+    rows = (line.split() for line in _read_line(folder / "memory.stat").splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}  # noqa: PLR2004 - name, value
 
 
-def _text(path: Path) -> str:
+def _read_line(path: Path) -> str:
     with suppress(OSError):
         return path.read_text(encoding="utf-8")
     return ""

@@ -76,10 +76,10 @@ def find_initial(job: Job, root: Path) -> Job:
             same_name = (run for run in find_runs(root) if run.name.rpartition("-")[0] == job.name)
             own = {run.name for run in same_name if run.initial_file.exists()}
         path = Path(given) if given.endswith(".npz") else resolve_run(Path(given), root, own)
-        initial = _try_read(job, path)
+        initial = _read_specified(job, path)
     except CnnjobError as error:
         # Once a run has been created, the same command resumes it from its own copy.
-        created = _runs_from(job, given, root)
+        created = _find_runs_from(job, given, root)
         if not created:
             raise type(error)(f"model.init_from: {error}") from error
         path = created[-1].initial_file
@@ -102,13 +102,15 @@ def read_initial(job: Job, path: Path | None = None) -> InitialWeights:
     try:
         initial = _read_weights(file)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({files.reason_of(error)}). Restore it{_or_pass(file)}") from error
+        raise DataError(
+            f"{file}: cannot be read ({files.reason_of(error)}). Restore it{_advise_instead(file)}"
+        ) from error
     except DataError as error:
-        raise DataError(f"{error}{_or_pass(file)}") from error
+        raise DataError(f"{error}{_advise_instead(file)}") from error
     if expected and initial.sha256 != expected:
         raise DataError(
             f"{file}: does not match model.init_sha256 (found {short_digest(initial.sha256)}, expected "
-            f"{short_digest(expected)}). Restore the file{_or_pass(file) or ', or omit init_sha256'}"
+            f"{short_digest(expected)}). Restore the file{_advise_instead(file) or ', or omit init_sha256'}"
         )
     return initial
 
@@ -126,7 +128,7 @@ def _weights_file(path: Path) -> Path:
     return Run(path).weights_file if path.is_dir() else path
 
 
-def _try_read(job: Job, path: Path) -> InitialWeights:
+def _read_specified(job: Job, path: Path) -> InitialWeights:
     """Read the weights at a path that the user has specified.
 
     Raises:
@@ -148,7 +150,7 @@ def _try_read(job: Job, path: Path) -> InitialWeights:
     )
 
 
-def _runs_from(job: Job, given: str, root: Path) -> list[Run]:
+def _find_runs_from(job: Job, given: str, root: Path) -> list[Run]:
     """Return the runs of a job, newest last, that were created with the initial weights that ``given`` names.
 
     The run or file from which the weights were copied may no longer exist. ``latest`` stands for any initial weights.
@@ -171,7 +173,7 @@ def _runs_from(job: Job, given: str, root: Path) -> list[Run]:
     return sorted(runs, key=lambda run: runs[run])
 
 
-def _or_pass(file: Path) -> str:
+def _advise_instead(file: Path) -> str:
     """Return further advice for a message if a file is a run's own copy of weights; empty for any other file."""
     if file.name != INITIAL or not Run(file.parent).job_file.exists():
         return ""
@@ -193,7 +195,7 @@ def _read_weights(file: Path) -> InitialWeights:
         content = bytes(npz.arrays_to_bytes(arrays))
     _require_weights(file, arrays)
     sha256 = files.sha256_of(content)
-    return InitialWeights(content, sha256, arrays, {**_origin(file), "sha256": sha256})
+    return InitialWeights(content, sha256, arrays, {**_find_origin(file), "sha256": sha256})
 
 
 def _read_foreign(file: Path) -> dict[str, np.ndarray]:
@@ -240,7 +242,7 @@ def describe_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join([*shown, *more]) or "no arrays"
 
 
-def _origin(file: Path) -> dict[str, Any]:
+def _find_origin(file: Path) -> dict[str, Any]:
     """Return where a file of weights came from; for a run's copy of initial weights, where the original came from."""
     run, origin = Run(file.parent), {"source": str(file.resolve()), "run": None, "digest": None}
     if not run.job_file.exists():

@@ -130,13 +130,13 @@ def follow(run: Run, count: int, is_over: Callable[[], bool]) -> Iterator[str]:
     yield last_lines(path, count)
     over = False
     while True:
-        text, position = _rest(path, position)
+        text, position = _read_rest(path, position)
         yield text
         if len(text) > _TAIL_BYTES:
             continue  # there may be more
         newest = newest_log(run)
         if newest != path:
-            yield _rest(path, position)[0]  # the old job's output after the read above
+            yield _read_rest(path, position)[0]  # the old job's output after the read above
             path, position = newest, 0
         elif over:
             return
@@ -152,7 +152,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _rest(path: Path, position: int) -> tuple[str, int]:
+def _read_rest(path: Path, position: int) -> tuple[str, int]:
     """Return the text after a position in a file, and the new position.
 
     If the file is now shorter than ``position``, it is read from the beginning. If the text is cut at ``_MOST_BYTES``,

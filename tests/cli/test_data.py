@@ -326,7 +326,7 @@ def test_blocks_are_explained_and_misspelt_keys_are_suggested() -> None:
 @pytest.mark.parametrize(
     ("override", "suggestion"),
     [
-        ("train.optimiser=adam", "adamw"), ("train.schedule=cosin", "cosine"), ("data.augment.flip=randm", "random"),
+        ("train.optimiser=admw", "adamw"), ("train.schedule=cosin", "cosine"), ("data.augment.flip=randm", "random"),
         ("train.precision=flot16", "float16"), ("resources.backend=numy", "numpy"),
     ],
 )  # fmt: skip
