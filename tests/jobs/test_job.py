@@ -184,9 +184,17 @@ def test_what_is_left_out_follows_from_what_is_said() -> None:
 
 
 EVERYTHING = {
-    "data__augment": {"flip": "alternating", "translate": 2},
+    "data__augment": {"flip": "alternating", "translate": 2, "cutout": 3, "mixup": 0.2},
     "model__blocks": [
-        {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
+        {
+            "conv": 4,
+            "kernel": 2,
+            "pad": 0,
+            "init": "whitening",
+            "frozen": True,
+            "activation": "silu",
+            "bias_epochs": 1,
+        },
         {
             "conv": 6,
             "pool": 2,
@@ -341,6 +349,28 @@ def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path: Path) -> None
 
 def test_early_stopping_can_be_switched_off() -> None:
     assert Job.load("mnist", ["train.early_stopping=false"]).train.early_stopping is None
+
+
+def test_settings_that_are_added_rename_no_run() -> None:
+    """A job that sets what there was in format 3 when it was new, and its digest of that time."""
+    blocks: list[dict[str, Any]] = [
+        {"conv": 4, "kernel": 2, "pad": 0, "init": "whitening", "frozen": True, "activation": "gelu"},
+        {
+            "conv": 6,
+            "pool": 2,
+            "batch_norm": {"momentum": 0.4, "scale": False},
+            "order": ["pool", "norm", "activation"],
+        },
+        {"residual": [{"conv": 6, "batch_norm": True}, {"dropout": 0.1}, {"conv": 6, "activation": "none"}]},
+        {"global_pool": "max"},
+    ]
+    of_then = job(
+        data__augment={"flip": "alternating", "translate": 2}, model__blocks=blocks,
+        model__classifier={"output_scale": 0.2, "bias": False}, train__optimiser={"adamw": {"beta2": 0.99}},
+        train__lookahead={"every": 3}, train__schedule={"triangular": {"warmup": 0.2}}, train__label_smoothing=0.1,
+        train__test_time_augmentation="flip_translate",
+    )  # fmt: skip
+    assert of_then.digest("data") == "f6ddee83cf82da4f0e6b5ecc8f1a4b51e063d6dfab58ca06790a3c2d89ee19d1"
 
 
 def test_the_digest_is_the_same_on_every_machine() -> None:

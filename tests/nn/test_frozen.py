@@ -103,6 +103,23 @@ def test_nothing_of_a_frozen_block_changes_and_all_else_does(name: str, optimise
             assert (array != before[parameter]).any(), parameter
 
 
+@pytest.mark.parametrize(
+    "optimiser",
+    [nn.Sgd(0.9, 0.1, nesterov=True), nn.Adam(weight_decay=0.1), nn.Muon(), nn.Muon(others=nn.AdamW())],
+    ids=["sgd", "adam", "muon and sgd", "muon and adamw"],
+)
+def test_a_bias_of_two_epochs_changes_in_two_epochs_only(optimiser: nn.Optimiser) -> None:
+    """An epoch has one step here; a convolution and a dense block, beside blocks whose biases change in each step."""
+    blocks: list[Block] = [nn.Conv(3, bias_epochs=2), nn.Conv(3), nn.Dense(5, bias_epochs=2)]
+    bench = rig(blocks, (7, 8, 2), optimiser=optimiser, learning_rate=0.01)
+    for step in range(4):
+        before = {name: array.copy() for name, array in bench.state.weights.items()}
+        bench.step()
+        changed = {name for name, array in bench.state.weights.items() if (array != before[name]).any()}
+        kept = {"conv1/bias", "dense1/bias"} if step >= 2 else set()
+        assert changed == set(before) - kept, step
+
+
 def test_a_frozen_block_computes_in_training_what_it_computes_in_evaluation() -> None:
     """With everything frozen but the classifier, the loss of a step is that of the evaluation's probabilities."""
     blocks: list[Block] = [nn.Conv(filters=3, batch_norm=NORM, pool=2, **FROZEN), nn.Dense(units=5, **FROZEN)]

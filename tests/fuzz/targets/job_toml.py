@@ -37,6 +37,15 @@ early_stopping = { patience = 2 }
 [resources]
 backend = "numpy"
 """,
+    """dataset = "a"
+data.augment = { crop = 2, cutout = 3, mixup = 0.2 }
+model.blocks = [{ conv = 4, activation = "silu", bias_epochs = 3 }, { residual = [{ conv = 4 }] }]
+[train]
+epochs = 9
+batch_size = 8
+learning_rate = 0.1
+schedule = { step = { milestones = [2, 5], gamma = 0.2, warmup = 0.1 } }
+""",
     'dataset="a"\nmodel={}\n[train]\nepochs=2\nbatch_size=8\nlearning_rate=0.1\nwarmup=0.1\nmomentum=0.5\nbeta2=0.9\n',
 )
 _SETS = (
@@ -47,7 +56,7 @@ _SETS = (
 _SWEEPS = (
     "seed=1,2,3", "train.optimiser=sgd,adamw", "model.blocks=[{dense=4},{dropout=0.5}],[{dense=8}]",
     "train.optimiser={sgd={momentum=0.5}},{adamw={beta2=0.9}}", "train.early_stopping={patience=1},false",
-    "train.schedule='cosine',\"constant\"",
+    "train.schedule='cosine',\"constant\"", "train.schedule=step,one_cycle,{step={milestones=[0.1,0.2]}}",
 )  # fmt: skip
 
 
