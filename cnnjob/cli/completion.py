@@ -20,7 +20,7 @@ SETTINGS = (
     *("train.schedule.step.gamma", "train.schedule.one_cycle.warmup", "train.optimiser"),
     *("train.optimiser.sgd.momentum", "train.optimiser.sgd.nesterov", "train.optimiser.adamw.beta2"),
     *("train.optimiser.muon.ns_steps", "train.optimiser.muon.others"),
-    *("train.clip_norm", "train.weight_decay", "train.lookahead", "train.label_smoothing"),
+    *("train.clip_norm", "train.weight_decay", "train.lookahead", "train.ema", "train.label_smoothing"),
     *("train.precision", "train.select_on", "train.test_time_augmentation", "train.early_stopping"),
     *("train.checkpoint_seconds", "resources.backend"),
 )

@@ -85,6 +85,19 @@ class LookaheadSettings(Settings):
     """Exponent of step / steps in the fraction that the slow weights keep."""
 
 
+class EmaSettings(Settings):
+    """Exponential moving average of the weights and of running statistics, as PyTorch's ``swa_utils`` and timm compute.
+
+    It is updated after every step, and after ``lookahead``. Evaluation, selection, early stopping, the saved weights
+    and everything made from them use the average; training and ``train_loss`` use the weights themselves.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Fraction of the average that each step keeps. The average starts with the weights after the first step."""
+    warmup: bool = True
+    """Keep less at first: at most 1 − (1 + t)^(−2/3) after t steps, as timm's ``ModelEmaV3`` with warm-up."""
+
+
 class SgdSettings(Settings):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, as PyTorch computes it)."""
 
@@ -306,7 +319,7 @@ class TrainSettings(Settings):
 
     The ``train_loss`` of an epoch is the mean of the batch losses, each computed with the weights before that batch's
     update; it includes dropout, augmentation and label smoothing, but not weight decay. All other losses are computed
-    with the weights at the end of the epoch, and include none of these four.
+    with the weights at the end of the epoch, or with their moving average (``ema``), and include none of these four.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -327,6 +340,9 @@ class TrainSettings(Settings):
     weight decay is added (Pascanu et al. 2013, as PyTorch's clip_grad_norm_); ``false`` for no limit."""
     lookahead: Annotated[LookaheadSettings | None, OrFalse] = None
     """Lookahead around the optimiser: ``true`` or a table of settings; ``false`` for none."""
+    ema: Annotated[EmaSettings | None, OrFalse] = None
+    """Exponential moving average of the weights, which is evaluated and saved in their place: ``true`` or a table of
+    settings; ``false`` for none."""
     label_smoothing: Fraction = 0.0
     """Fraction of each label spread evenly over all classes, in the training loss only."""
     precision: Literal["float32", "tf32", "float16"] = "float32"

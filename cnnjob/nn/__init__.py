@@ -16,7 +16,7 @@ from cnnjob.nn.cpu.backend import NumPyBackend
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.initialisers import count_whitening_images
 from cnnjob.nn.operations import require_trainable
-from cnnjob.nn.optimisers import Adam, AdamW, Lookahead, Muon, Optimiser, Sgd
+from cnnjob.nn.optimisers import Adam, AdamW, Ema, Lookahead, Muon, Optimiser, Sgd
 from cnnjob.nn.pixels import Augmentation, PixelNormalisation
 from cnnjob.nn.plan import EvaluationPlan, InspectionPlan, TrainingOptions, TrainingPlan, build_step_inputs
 from cnnjob.nn.schedules import Schedule
@@ -43,6 +43,7 @@ __all__ = [
     "CudaBackend",
     "Dense",
     "Dropout",
+    "Ema",
     "EvaluationPlan",
     "GlobalPool",
     "ImageSource",

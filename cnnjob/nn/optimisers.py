@@ -48,6 +48,34 @@ class Lookahead:
 
 
 @dataclass(frozen=True)
+class Ema:
+    """Exponential moving average of the weights and running statistics, evaluated in their place.
+
+    After each step, and after Lookahead: m ← m + (1 − d)(w − m), with d from :meth:`decays`. This is
+    torch.optim.swa_utils.AveragedModel with ``get_ema_multi_avg_fn`` and ``use_buffers``; with warm-up, it is timm's
+    ModelEmaV3 with its default warm-up.
+    """
+
+    decay: float = 0.999
+    """Largest d."""
+    warmup: bool = True
+    """True to limit d at first, so that the average soon forgets the first steps."""
+
+    def decays(self, steps: range) -> Array:
+        """Return d for each of the given steps, which are counted from the start of training.
+
+        After the first step d is 0, so the average starts as a copy and never contains the initial weights. After
+        step t it is ``decay``, or min(``decay``, 1 − (1 + t)^(−2/3)) with warm-up.
+
+        Returns:
+            d, float64 (len(steps),).
+        """
+        t = np.asarray(steps, np.float64)
+        decays = np.minimum(self.decay, 1 - (1 + t) ** (-2 / 3)) if self.warmup else np.full(t.shape, self.decay)
+        return np.where(t == 0, 0.0, decays)
+
+
+@dataclass(frozen=True)
 class _Rule:
     """The fields shared by all optimisers."""
 
@@ -57,11 +85,13 @@ class _Rule:
     clip_norm: float = field(default=0.0, kw_only=True)
     """Maximum L2 norm of all gradients together, or 0 for no limit. Gradients of a larger norm n are multiplied by
     ``clip_norm`` / (n + 10⁻⁶) before the update (Pascanu et al. 2013, alg. 1, in PyTorch's form)."""
+    ema: Ema | None = field(default=None, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:
         """Return the names of the optimiser's own flat buffers, each as large as the parameter buffer."""
-        return (*self._rule_slots, "slow") if self.lookahead else self._rule_slots
+        averages = {"slow": self.lookahead, "ema": self.ema}
+        return (*self._rule_slots, *(name for name, average in averages.items() if average))
 
     @property
     def _rule_slots(self) -> tuple[str, ...]:

@@ -238,8 +238,8 @@ def build_step_inputs(
 ) -> StepInputs:
     """Return the inputs for epochs of ``steps`` steps.
 
-    Before each epoch, the caller fills in ``order``, ``learning_rates``, ``lookahead`` and ``mixup``, which are
-    initially zero, and ``rows`` if the images are streamed.
+    Before each epoch, the caller fills in ``order``, ``learning_rates``, ``lookahead``, ``ema`` and ``mixup``, which
+    are initially zero, and ``rows`` if the images are streamed.
 
     Args:
         memory: the memory in which to allocate the inputs.
@@ -261,6 +261,7 @@ def build_step_inputs(
         rows=memory.zeros(order.shape, np.int64) if streams else order,
         learning_rates=memory.zeros((steps,), np.float64),
         lookahead=memory.zeros((steps,), np.float64),
+        ema=memory.zeros((steps,), np.float64),
         mixup=memory.zeros((steps,), np.float64),
         losses=memory.zeros((steps,), np.float64),
         n_correct=memory.zeros((steps,), np.int64),
@@ -329,7 +330,8 @@ def _plan_evaluation(
     inputs.order = arena.take((n_images,), np.int64)
     inputs.rows = arena.take((n_images,), np.int64) if streams else inputs.order
     inputs.probabilities = arena.take((n_images, network.classes), backend.dtype)
-    chain = Chain(arena, backend, inputs, state.weights, {}, batch_size, trainable=False)
+    weights = state.layout.views(state.evaluated)
+    chain = Chain(arena, backend, inputs, weights, {}, batch_size, trainable=False)
     x, logits, steps = chain.plan_network(network)
     tasks: list[Task] = []
     add_view, write_mean = backend.mean_outputs(arena, inputs, logits, list(VIEWS[views].values()))

@@ -38,6 +38,11 @@ class State:
         return self.layout.views(self.parameters)
 
     @property
+    def evaluated(self) -> Array:
+        """Return the flat buffer of the parameters that are evaluated: the moving average, if there is one."""
+        return self.slots.get("ema", self.parameters)
+
+    @property
     def saved_buffers(self) -> dict[str, Array]:
         """Return the flat buffers that a checkpoint saves, by name."""
         return {"weights": self.parameters, **self.slots}
@@ -85,6 +90,7 @@ class State:
             for parameter_index, (name, parameter) in enumerate(network.parameters.items())
         }
         self.write(values, self.parameters)
-        # Lookahead's slow weights start as a copy of the fast ones (Zhang et al. 2019, alg. 1).
-        if "slow" in self.slots:
-            self.write(values, self.slots["slow"])
+        # Lookahead's slow weights start as a copy of the fast ones (Zhang et al. 2019, alg. 1), and so does an average.
+        for name in ("slow", "ema"):
+            if name in self.slots:
+                self.write(values, self.slots[name])

@@ -65,6 +65,8 @@ class StepInputs:
     """Learning rate of each step, float64 (steps,)."""
     lookahead: Array
     """Weight α of the slow weights after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Lookahead`."""
+    ema: Array
+    """Decay of the moving average after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Ema`."""
     mixup: Array
     """Share of each image in its mixture at each step, float64 (steps,); see
     :class:`cnnjob.nn.pixels.Augmentation`."""

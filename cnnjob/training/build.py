@@ -55,7 +55,8 @@ def build_optimiser(train: TrainSettings) -> nn.Optimiser:
     """Build the optimiser that a job selects."""
     chosen = getattr(train.optimiser, train.optimiser.kind)
     lookahead = nn.Lookahead(**dict(train.lookahead)) if train.lookahead else None
-    common: dict[str, Any] = {"lookahead": lookahead, "clip_norm": train.clip_norm or 0.0}
+    ema = nn.Ema(**dict(train.ema)) if train.ema else None
+    common: dict[str, Any] = {"lookahead": lookahead, "clip_norm": train.clip_norm or 0.0, "ema": ema}
     if not isinstance(chosen, MuonSettings):
         return _build_rule(chosen, train.weight_decay, common)
     others = getattr(chosen.others, chosen.others.kind)

@@ -18,7 +18,7 @@ from math import prod
 from cnnjob import nn
 from cnnjob.data.dataset import Dataset
 from cnnjob.jobs.job import Job
-from cnnjob.jobs.settings import DataSettings, LookaheadSettings
+from cnnjob.jobs.settings import DataSettings, EmaSettings, LookaheadSettings
 
 
 def find_idle_settings(
@@ -59,6 +59,12 @@ def find_idle_settings(
         yield (
             f"train.lookahead.power: lookahead acts only once, after the last of {steps:,} steps, so the power has no "
             f"effect (found {lookahead.power:g}). Leave it out, or lower train.lookahead.every"
+        )
+    ema, reached = job.train.ema, float(nn.Ema(decay=1.0).decays(range(steps)).max())
+    if ema and ema.warmup and ema.decay > reached and ema.decay != EmaSettings().decay and steps > 1:
+        yield (
+            f"train.ema.decay: the warm-up keeps at most {reached:.3g} in the {steps:,} training steps, so this has "
+            f"no effect (found {ema.decay:g}). Lower it, leave it out, or set train.ema.warmup = false"
         )
 
 

@@ -83,7 +83,7 @@ class Trainer:
         """Allocate the training state, and plan the steps and evaluations."""
         backend, job = self.backend, self.job
         optimiser = build_optimiser(job.train)
-        self.schedule, self.lookahead = build_schedule(job.train), optimiser.lookahead
+        self.schedule, self.lookahead, self.ema = build_schedule(job.train), optimiser.lookahead, optimiser.ema
         self.pixels = build_pixels(job.data, self.dataset.mean, self.dataset.std)
         self.state = nn.State(network, optimiser, backend)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
@@ -208,7 +208,7 @@ class Trainer:
         return True
 
     def _begin_epoch(self) -> None:
-        """Fill the inputs for an epoch's steps: order, learning rates, lookahead, mixup and position.
+        """Fill the inputs for an epoch's steps: order, learning rates, averages, mixup and position.
 
         All of them are computed from the seed and the epoch number, so a resumed attempt can continue in the middle of
         an epoch without any saved generator state.
@@ -226,6 +226,8 @@ class Trainer:
         self.learning_rates = self.schedule.rates(steps, total)
         if self.lookahead:
             self.backend.copy(self.lookahead.alphas(steps, total), self.inputs.lookahead)
+        if self.ema:
+            self.backend.copy(self.ema.decays(steps), self.inputs.ema)
         if self.options.mixes and self.options.augmentation:
             shares = self.options.augmentation.shares(self.job.seed, epoch, self.steps)
             self.backend.copy(shares, self.inputs.mixup)
@@ -309,7 +311,7 @@ class Trainer:
         score = progress.epoch if train.select_on == "last" else record[f"{train.select_on}_accuracy"]
         if score > progress.best_accuracy:  # strictly greater: of equally good epochs, the first is kept
             progress.best_epoch, progress.best_accuracy = progress.epoch, score
-            self.backend.copy(self.state.parameters, self.best)
+            self.backend.copy(self.state.evaluated, self.best)
         patience = train.early_stopping.patience if train.early_stopping else math.inf
         progress.done = progress.epoch == train.epochs or progress.epoch - progress.best_epoch >= patience
         self._write_history()
@@ -395,7 +397,7 @@ class Trainer:
         """Evaluate the chosen weights on the test images, once, and write the results."""
         # result.json is written last: its presence means "finished", so everything else must exist by then.
         self._write_history_or_fail()
-        self.backend.copy(self.best, self.state.parameters)
+        self.backend.copy(self.best, self.state.evaluated)
         test = self.data.test
         probabilities, loss, accuracy = test.evaluate(self.classifier)
         if not np.isfinite(probabilities).all():

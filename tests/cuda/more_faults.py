@@ -146,7 +146,10 @@ UPDATES = [
     Fault("corrections[1] + eps", "corrections[1]"),
     Fault("if (share < 0) size = 0;", ""),
     Fault("shares[position[0]]", "shares[0]"),
-    Fault("fast[i] = slow[i] +=", "slow[i] +="),
+    Fault("if (resets) fast[i] = slow[i];", ""),
+    Fault("if (resets) fast[i] = slow[i];", "fast[i] = slow[i];"),
+    Fault("if (share == 0) slow[i] = fast[i];", "slow[i] = fast[i];"),
+    Fault("slow[i] += (float)", "slow[i] = (float)"),
     Fault("(float)(1 - share)", "(float)share"),
     *(
         Fault("i < size; i += gridDim.x * blockDim.x", "i < size; i += gridDim.x * blockDim.x + 1", place)
@@ -158,7 +161,7 @@ UPDATES = [
     Fault("if (!(factor < 1)) return;", ""),
     Fault("sqrt(block_sum(sum))", "block_sum(sum)"),
     Fault("gradients[i] *= (float)factor", "gradients[i] *= (float)bound"),
-    *(Fault("if (last && is_last(ticket))", "if (is_last(ticket))", place) for place in (0, 1)),
+    *(Fault("if (last && is_last(ticket))", "if (is_last(ticket))", place) for place in (0, 1, 2)),
 ]
 
 MUON = [
@@ -193,7 +196,7 @@ ALL_FAULTS = FAULTS + [
         ("muon.cu", "muon", MUON),
         ("norm.cu", "statistics or norm or residual", NORM),
         ("pooling.cu", "maxima or maximum or means or norm or augmented", STAGES),
-        ("updates.cu", "adam or clipped or nesterov or decoupled or decay or rates or grid", UPDATES),
+        ("updates.cu", "adam or averaged or clipped or nesterov or decoupled or decay or rates or grid", UPDATES),
     )
     for fault in faults
 ]

@@ -55,6 +55,8 @@ class Work:
         backend.copy(np.linspace(0.8, 0.3, steps), inputs.mixup)
         if self.optimiser.lookahead:
             backend.copy(self.optimiser.lookahead.alphas(range(steps), steps + 1), inputs.lookahead)
+        if self.optimiser.ema:
+            backend.copy(self.optimiser.ema.decays(range(steps)), inputs.ema)
         backend.copy(np.array([0, self.start]), inputs.position)
         plan = nn.TrainingPlan(backend, network, state, self.optimiser, inputs, pixels, self.count, self.options)
         for _ in range(steps):
@@ -153,6 +155,10 @@ WORKS = {
             nn.Dense(units=3, frozen=True, fully_frozen=True),
         ],
         optimiser=nn.Muon(ns_steps=1, first_layer=True, classifier=True, others=nn.Sgd(0.5)),
+    ),
+    "averaged": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.9, ema=nn.Ema())),
+    "averaged, lookahead": Work(
+        [nn.Dense(units=400)], optimiser=nn.AdamW(lookahead=nn.Lookahead(1), eps=1e-3, ema=nn.Ema(0.4, warmup=False))
     ),
     "rates by block": Work([nn.Conv(filters=3, learning_rate_factor=3.0), nn.Dense(units=6, learning_rate_factor=0.0)]),
     "no bias": Work([nn.Conv(filters=4, bias=False, pool=2), nn.Dense(units=6, bias=False)], (9, 8, 2)),

@@ -208,6 +208,7 @@ EVERYTHING = {
     "train__optimiser": {"adamw": {"beta2": 0.99}},
     "train__lookahead": {"every": 3},
     "train__clip_norm": 1.0,
+    "train__ema": {"decay": 0.9},
     "train__schedule": {"triangular": {"warmup": 0.2}},
     "train__label_smoothing": 0.1,
     "train__test_time_augmentation": "flip_translate",

@@ -255,7 +255,7 @@ OPTIMISERS: list[nn.Optimiser] = [
     nn.Sgd(0.9, 1e-3, nn.Lookahead(every=2), nesterov=True, decoupled=True),
     nn.AdamW(0.9, 1e-2, nn.Lookahead(every=2)),
     nn.Adam(0.9, 1e-2, clip_norm=1e-3),
-    nn.Muon(0.9, 1e-2, nn.Lookahead(every=2), first_layer=True, others=nn.Sgd(0.9, nesterov=True)),
+    nn.Muon(0.9, 1e-2, nn.Lookahead(every=2), first_layer=True, others=nn.Sgd(0.9, nesterov=True), ema=nn.Ema()),
 ]
 
 
@@ -267,6 +267,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(optimiser: nn.Optimiser
                     optimiser=optimiser, options=OPTIONS)  # fmt: skip
         for step in range(4):
             bench.inputs.lookahead[0] = 0.5 if step % 2 else -1
+            bench.inputs.ema[0] = 0.3 * step
             bench.step()
         plan = nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 5, "flip_translate")
         kept = {name: flat.tobytes() for name, flat in bench.state.saved_buffers.items()}

@@ -207,3 +207,51 @@ def test_a_large_parameter_is_updated_in_pieces() -> None:
     bench.step()
     expected = before - 0.1 * (bench.gradients["dense1/weights"] + 0.01 * before)
     np.testing.assert_allclose(bench.state.weights["dense1/weights"], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("lookahead", [None, nn.Lookahead(every=2)])
+def test_the_average_is_its_formula_and_that_of_torch(lookahead: nn.Lookahead | None) -> None:
+    """Running statistics are averaged too, and frozen weights stay as they are to the last bit."""
+    torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
+    ema = nn.Ema(0.7, warmup=False)
+    bench = rig(BLOCKS, optimiser=nn.Sgd(0.9, 0.01, lookahead, ema=ema), learning_rate=0.1)
+    module = torch.nn.Linear(1, bench.state.parameters.size).double()
+    copies = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7), use_buffers=True
+    )
+    mean = np.zeros(bench.state.parameters.size)
+    for step, decay in enumerate(ema.decays(range(5))):
+        bench.inputs.ema[0], bench.inputs.lookahead[0] = decay, 0.5 if step % 2 else -1
+        bench.step()
+        mean = decay * mean + (1 - decay) * bench.state.parameters
+        module.bias.data[...] = torch.from_numpy(bench.state.parameters)
+        copies.update_parameters(module)
+        np.testing.assert_allclose(bench.state.slots["ema"], mean, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(bench.state.evaluated, copies.module.bias.detach(), rtol=1e-12, atol=1e-15)
+    frozen = bench.state.layout.slice_of("conv1/weights")
+    np.testing.assert_array_equal(bench.state.evaluated[frozen], bench.state.parameters[frozen])
+
+
+def test_the_decays_of_an_average_are_by_address_and_begin_with_a_copy() -> None:
+    warm, constant = nn.Ema(0.9), nn.Ema(0.9, warmup=False)
+    whole = warm.decays(range(50))
+    np.testing.assert_array_equal(np.concatenate([warm.decays(range(9)), warm.decays(range(9, 50))]), whole)
+    np.testing.assert_allclose(whole[:4], [0, 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 1 - 4 ** (-2 / 3)])
+    assert whole.max() == 0.9
+    np.testing.assert_array_equal(constant.decays(range(3)), [0, 0.9, 0.9])
+
+
+def test_an_evaluation_uses_the_average() -> None:
+    averaged, plain = (rig(BLOCKS, optimiser=nn.Sgd(0.9, ema=ema), learning_rate=0.1) for ema in (nn.Ema(), None))
+    for decay in (0.0, 0.5, 0.5):
+        averaged.inputs.ema[0] = decay
+        averaged.step()
+    plain.state.parameters[...] = averaged.state.slots["ema"]
+    found, expected, other = (
+        nn.EvaluationPlan(bench.backend, bench.network, bench.state, bench.pixels, 4).probabilities(
+            bench.inputs.images, np.arange(4)
+        )
+        for bench in (averaged, plain, rig(BLOCKS))
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, other)

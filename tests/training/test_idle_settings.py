@@ -60,6 +60,11 @@ def blocks(*blocks: dict[str, Any]) -> dict[str, Any]:
             "train.schedule.one_cycle.end_factor: the only training step has learning rate 0. Set a larger value",
         ),
         (
+            {"train__ema": {"decay": 0.95}},
+            {"train__ema": {"decay": 0.9}},
+            "train.ema.decay: the warm-up keeps at most 0.915 in the 40 training steps, so this has no effect",
+        ),
+        (
             {"train__lookahead": {"every": 40, "power": 2.0}},
             {"train__lookahead": {"every": 39, "power": 2.0}},
             "train.lookahead.power: lookahead acts only once, after the last of 40 steps, so the power has no effect",

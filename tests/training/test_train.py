@@ -25,6 +25,7 @@ from cnnjob.jobs.job import Job
 from cnnjob.runs import checkpoints, npz
 from cnnjob.runs.claims import claim
 from cnnjob.runs.run import Run
+from cnnjob.training.inference.classifier import load_classifier
 from cnnjob.training.progress import NoProgress
 from cnnjob.training.split import split_training_images
 from cnnjob.training.stopping import SIGNALS, StopRequest
@@ -75,6 +76,7 @@ JOBS: list[dict[str, Any]] = [
         "train__learning_rate": 0.01,
         "train__weight_decay": 0.01,
         "train__clip_norm": 1.0,
+        "train__ema": {"decay": 0.8},
     },
     FEW
     | {
@@ -118,7 +120,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
 @pytest.fixture(
     scope="module",
     params=JOBS,
-    ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw", "adam, clipped", "muon"],
+    ids=["sgd", "momentum", "dropout", "dropout momentum", "resnet", "adamw", "adam, clipped, averaged", "muon"],
 )
 def unbroken(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A run that nobody stopped, and the changes to the toy job that it was made with.
@@ -174,6 +176,30 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     scores = [record["validation_accuracy"] for record in history]
     assert result["best_epoch"] == scores.index(max(scores)) + 1
     assert result["epochs"] == len(history) == result["best_epoch"] + 4 < 60
+
+
+def test_a_moving_average_is_evaluated_selected_and_kept(tmp_path: Path) -> None:
+    """Batch normalisation's running statistics are averaged too; training goes on from the weights themselves."""
+    changes = {"model__blocks": [{"conv": 3, "pool": 2} | NORM, {"dense": 6}], "train__epochs": 4}
+    plain = trained(tmp_path, **changes).run
+    averaged = trained(tmp_path, **changes, train__ema={"decay": 0.95, "warmup": False}).run
+    assert [record["train_loss"] for record in averaged.history()] == [
+        record["train_loss"] for record in plain.history()
+    ]
+    checkpoint, _ = checkpoints.load_newest(averaged.checkpoints_folder, averaged.manifest()["digest"])
+    other, _ = checkpoints.load_newest(plain.checkpoints_folder, plain.manifest()["digest"])
+    assert checkpoint
+    assert other
+    for name, array in averaged.weights().items():
+        np.testing.assert_array_equal(checkpoint.arrays[f"weights/{name}"], other.arrays[f"weights/{name}"])
+        np.testing.assert_array_equal(checkpoint.arrays[f"best/{name}"], array)
+        assert not np.array_equal(array, other.arrays[f"weights/{name}"]), name
+        if averaged.result()["best_epoch"] == 4:
+            np.testing.assert_array_equal(checkpoint.arrays[f"ema/{name}"], array)
+    losses = [[record["validation_loss"] for record in run.history()] for run in (plain, averaged)]
+    assert losses[0] != losses[1]
+    probabilities = load_classifier(averaged).probabilities(dataset(tmp_path).load("test")[0])
+    np.testing.assert_array_equal(probabilities, averaged.predictions()["probabilities"])
 
 
 def test_the_last_epoch_can_be_chosen(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def update(
         tasks.insert(0, _plan_clipping(workers, arena, optimiser.clip_norm, gradients, length))
     if optimiser.lookahead:
         # A separate list: its cache blocks span several segments, all of which must already be updated.
-        tasks.append(_plan_lookahead(workers, arena, weights, slots["slow"], length, inputs))
+        tasks.append(_plan_average(workers, arena, (weights, slots["slow"]), length, inputs.lookahead, inputs))
+    if optimiser.ema:
+        tasks.append(_plan_average(workers, arena, (weights, slots["ema"]), length, inputs.ema, inputs, resets=False))
     return partial(run_all, tasks)
 
 
@@ -116,13 +118,11 @@ def _plan_clipping(workers: Workers, arena: Arena, clip_norm: float, gradients: 
 
         return run
 
-    def plan_scaling(g: Array) -> Task:
-        return lambda: np.multiply(g, factor(), out=g)
-
     add_squares = workers.distribute(
         _by_shard([plan_sum(number, g) for number, g in enumerate(parts)]), work=gradients.size
     )
-    scale = workers.distribute(_by_shard([plan_scaling(g) for g in parts]), work=gradients.size)
+    scalings: list[Task] = [lambda g=g: np.multiply(g, factor(), out=g) for g in parts]  # type: ignore[misc]
+    scale = workers.distribute(_by_shard(scalings), work=gradients.size)
 
     def run() -> None:
         add_squares()
@@ -171,26 +171,50 @@ def _plan_adam(
     return run
 
 
-def _plan_lookahead(workers: Workers, arena: Arena, fast: Array, slow: Array, length: int, inputs: StepInputs) -> Task:
-    """Plan slow ← slow + (1 − α)(fast − slow), fast ← slow; the task does nothing after steps without a reset."""
+def _plan_average(
+    workers: Workers,
+    arena: Arena,
+    buffers: tuple[Array, Array],
+    length: int,
+    alphas: Array,
+    inputs: StepInputs,
+    *,
+    resets: bool = True,
+) -> Task:
+    """Plan slow ← slow + (1 − α)(fast − slow) and, if it resets, fast ← slow; nothing is done if α is negative.
+
+    Args:
+        workers: the workers.
+        arena: memory for the scratch arrays.
+        buffers: flat arrays with the fast and the slow weights.
+        length: number of elements in a cache block.
+        alphas: α after each step.
+        inputs: step inputs.
+        resets: True if the fast weights continue from the slow ones, as with Lookahead.
+    """
+    fast, slow = buffers
 
     def plan_cache_block(number: int, start: int) -> Task:
         f, s = fast[start : start + length], slow[start : start + length]
         (change,) = arena.scratch(number % SHARDS, (f.shape, f.dtype))
 
         def run() -> None:
+            alpha = float(alphas[inputs.position[0]])
             np.subtract(f, s, out=change)
-            np.multiply(change, 1 - float(inputs.lookahead[inputs.position[0]]), out=change)
+            np.multiply(change, 1 - alpha, out=change)
             np.add(s, change, out=s)
-            np.copyto(f, s)
+            if alpha == 0:  # an exact copy
+                np.copyto(s, f)
+            if resets:
+                np.copyto(f, s)
 
         return run
 
     cache_blocks = [plan_cache_block(number, start) for number, start in enumerate(range(0, fast.size, length))]
-    reset = workers.distribute(_by_shard(cache_blocks), work=fast.size)
+    average = workers.distribute(_by_shard(cache_blocks), work=fast.size)
 
     def run() -> None:
-        if inputs.lookahead[inputs.position[0]] >= 0:  # −1 after steps without a reset
-            reset()
+        if alphas[inputs.position[0]] >= 0:  # −1 after steps without a reset
+            average()
 
     return run

@@ -53,13 +53,17 @@ KERNEL adam(float *weights, const float *gradients, float *first, float *second,
   if (last && is_last(ticket)) move_on(position);
 }
 
-// After a step with a reset: slow += (1 - share) (fast - slow), fast = slow. In other steps the share is -1.
-KERNEL look_ahead(float *fast, float *slow, const double *shares, wide *position, unsigned *ticket, wide size) {
+// slow += (1 - share) (fast - slow) and, if it resets, fast = slow. Nothing is done in steps with a share of -1.
+KERNEL average(float *fast, float *slow, const double *shares, wide *position, unsigned *ticket, int last, int resets,
+               wide size) {
   double share = shares[position[0]];
   if (share < 0) size = 0;
-  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
-    fast[i] = slow[i] += (float)(1 - share) * (fast[i] - slow[i]);
-  if (is_last(ticket)) move_on(position);
+  for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
+    slow[i] += (float)(1 - share) * (fast[i] - slow[i]);
+    if (share == 0) slow[i] = fast[i];  // an exact copy
+    if (resets) fast[i] = slow[i];
+  }
+  if (last && is_last(ticket)) move_on(position);
 }
 
 // ---- clipping of the gradients by their norm ------------------------------------------------------------------------

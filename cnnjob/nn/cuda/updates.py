@@ -54,7 +54,7 @@ def update(
     # The ticket counts thread blocks: the last block of a step's last kernel advances the position, because all other
     # blocks have read it by then.
     ticket = arena.take((1,), np.uint32)
-    is_last_kernel = not optimiser.lookahead
+    is_last_kernel = not optimiser.lookahead and not optimiser.ema
     if isinstance(rule, Adam):
         name, rule_slots = "adam", [slots["first_moment"], slots["second_moment"]]
         constants: list[Any] = [np.float64(rule.momentum), np.float64(rule.beta2), rule.eps, rule.decoupled]
@@ -67,11 +67,12 @@ def update(
         tasks.insert(0, _plan_muon(device, arena, optimiser, matrices, buffers, inputs))
     if optimiser.clip_norm:
         tasks.insert(0, _plan_clip_kernels(device, arena, optimiser.clip_norm, gradients))
-    if optimiser.lookahead:
-        # After steps with a reset: slow ← slow + (1 − α)(fast − slow), fast ← slow.
-        grid = min(-(-weights.size // THREADS), MAX_BLOCKS), 1
-        arguments = scalars([weights, slots["slow"], inputs.lookahead, inputs.position, ticket, np.int64(weights.size)])
-        tasks.append(partial(device.launch, "look_ahead", grid, (THREADS, 1), arguments))
+    grid = min(-(-weights.size // THREADS), MAX_BLOCKS), 1
+    for slot, alphas in (("slow", inputs.lookahead), ("ema", inputs.ema)):
+        if slot in slots:
+            settings = ticket, slot == "ema" or not optimiser.ema, slot == "slow", np.int64(weights.size)
+            arguments = scalars([weights, slots[slot], alphas, inputs.position, *settings])
+            tasks.append(partial(device.launch, "average", grid, (THREADS, 1), arguments))
     return in_order(tasks)
 
 

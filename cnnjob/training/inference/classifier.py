@@ -12,7 +12,7 @@ from cnnjob.data.stored import RowReader
 from cnnjob.errors import DataError
 from cnnjob.runs import checkpoints
 from cnnjob.runs.run import Run
-from cnnjob.training.build import build_network, build_optimiser, build_pixels
+from cnnjob.training.build import build_network, build_pixels
 from cnnjob.training.memory import EVALUATION_BATCH
 
 TRAIN_AGAIN = "Train again with a lower train.learning_rate or different initial weights"
@@ -124,7 +124,7 @@ def _build_classifier(
     job, data = run.job(), run.data()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = backend or nn.NumPyBackend(nn.Workers(1))
-    state = nn.State(network, build_optimiser(job.train), backend)
+    state = nn.State(network, nn.Sgd(), backend)  # nothing is trained: the optimiser without memory
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{source}: does not match {run.job_file}. Restore the file that was changed, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):

@@ -90,7 +90,7 @@ def example_arrays(
     side = -(-max(H, W) // _PICTURE_SIDE)
     limit = _PICTURE_BYTES // (-(-H // side) * -(-W // side) * (C + 1))
     indices = metrics.example_images(probabilities, labels, min(max(limit, 2), MAX_EXAMPLES))
-    chosen, plan = images[indices], nn.InspectionPlan(network, state.read(state.parameters), classifier.pixels, 1)
+    chosen, plan = images[indices], nn.InspectionPlan(network, state.read(state.evaluated), classifier.pixels, 1)
     classes = metrics.predicted(probabilities[indices])
     inspected = [_inspect(plan, chosen[at : at + 1], classes[at : at + 1]) for at in range(len(indices))]
     saliency = _reduce(np.concatenate([steepest for _, steepest in inspected]), _PICTURE_SIDE)[..., 0]  # (E, h, w)
