@@ -73,7 +73,7 @@ class TimedReader(io.BufferedReader):
     """A reader that raises an error after a time limit; the time is checked on each of Pillow's many small reads."""
 
     def __init__(self, raw: io.RawIOBase, most_seconds: float) -> None:
-        """Wrap a file, with a limit on the CPU time from now on."""
+        """Wrap a file; the time limit, in seconds of CPU time, counts from now."""
         super().__init__(raw)
         self.most_bytes: int | None = None
         # CPU time, so that no image is refused because of a slow file system or a busy machine.
