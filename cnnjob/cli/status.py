@@ -35,6 +35,7 @@ QUERY_SECONDS = 30.0
 """Seconds between two SLURM queries about a run whose log is followed."""
 MAX_DAMAGE_LETTERS = 100
 UNFINISHED_STATES = ("pending", "running")
+FAILED_STATES = ("failed", "lost", "damaged")
 ACCURACIES = {"validation": "val acc", "test": "test acc", "train": "train acc"}
 """Titles of the accuracy columns, by split."""
 HEADER = ("run", "state", "epoch", "loss", *ACCURACIES.values(), "time left", "job", "node", "restarts", "")
@@ -73,6 +74,8 @@ def status(
         rows = [_row(status) for status in answer.statuses]
         print_table(HEADER, rows, spare=SPARE, wide=wide, advice="--wide or --json shows all of them")
         typer.echo(_count_states(answer))
+        if failed := [status.summary.run.path for status in answer.statuses if status.state in FAILED_STATES]:
+            typer.echo(f"For the cause of a failure, name the run:\n  cnnjob status {failed[0]}")
     else:
         typer.echo(f"{opt.RUNS_FOLDER}/: no runs yet. To start one:\n  cnnjob submit JOB")
 

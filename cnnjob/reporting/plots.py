@@ -50,7 +50,7 @@ Format = Literal["pdf", "png", "svg"]
 
 COUNTS_LIMIT = 20
 """With more classes than this, a confusion matrix has no counts in its cells, as they would not fit."""
-LABELS_LIMIT, ACROSS_LIMIT = 100, 50
+LABELS_LIMIT, ACROSS_LIMIT = 100, 34
 """With more classes than this, a confusion matrix names only every second, third, … true or predicted class."""
 
 _DPI = 150
@@ -80,8 +80,8 @@ _SMALL, _MIN_NAME_SIZE = 8, 5
 """Font size of notes, and minimum font size of class names, in points."""
 _STAR: dict[str, Any] = {"marker": "*", "color": "black", "markersize": 9, "linestyle": ""}
 _RESTART: dict[str, Any] = {"color": "0.4", "linestyle": ":"}
-_CELL = 8
-"""Width of a cell of a confusion matrix in its image, in pixels."""
+_CELL, _SMALL_CELL = 8, 4
+"""Width of a cell of a confusion matrix in its image, in pixels; the small one is used above ``COUNTS_LIMIT``."""
 _DARK_SHARE = 0.4
 """In cells whose share of the true class is larger than this, the count is written in white."""
 _SHARES = (0, 0.01, 0.05, 0.2, 0.5, 1)
@@ -292,7 +292,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], title: str)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # rows of classes without images are zero
     colours = ScalarMappable(PowerNorm(0.5, 0, 1), colormaps["Blues"])
     cells = colours.to_rgba(shares, bytes=True)
-    cells = cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)  # some viewers blur images of few pixels
+    width_px = _CELL if K <= COUNTS_LIMIT else _SMALL_CELL
+    cells = cells.repeat(width_px, axis=0).repeat(width_px, axis=1)  # some viewers blur images of few pixels
     axes.imshow(cells, extent=(0, K, K, 0), interpolation="none", aspect="auto")
     if K <= COUNTS_LIMIT:
         _write_counts(axes, counts, shares, side)

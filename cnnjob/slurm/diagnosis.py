@@ -280,7 +280,11 @@ def _check_before_it_began(status: Status, text: str) -> Cause | None:
         message = last_error(text) or f"its job ended with exit code {decided.get('code')}"
         if last_line := last_program_line(text):
             evidence = f"{evidence}: {last_line}"
-    return Cause(message, evidence, next_command.logs_command(summary.run))
+    command = next_command.logs_command(summary.run)
+    resubmit = next_command.continue_command(summary.run)
+    if "submit the job with --gpus 0" in message and "--gpus" not in resubmit and "--gres" not in resubmit:
+        command = f"{resubmit} --gpus 0"
+    return Cause(message, evidence, command)
 
 
 def _check_crash_loop(status: Status, text: str) -> Cause | None:

@@ -167,7 +167,7 @@ def test_a_hundred_classes_are_named_without_overlap_and_not_counted() -> None:
     labels = [text for text in figure.axes[0].texts if text.get_horizontalalignment() == "right"]
     boxes = [label.get_window_extent() for label in labels]
     assert [label.get_text() for label in labels] == [f"class {k}" for k in range(100)]
-    assert len(figure.axes[0].texts) == 100 + 50 + 2
+    assert len(figure.axes[0].texts) == 100 + 34 + 2
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(boxes))
     assert all(box.x0 >= 0 for box in boxes)
 

@@ -51,6 +51,10 @@ def cut_result(run: Run) -> Run:
     return run
 
 
+NO_CUPY = (
+    "resources.backend: 'auto', and this SLURM job was allocated GPU 0, but CuPy cannot be loaded (no). To train "
+    "without a GPU, submit the job with --gpus 0, or set resources.backend to 'numpy'"
+)
 REQUEUED = "job 17 is requeued"
 REQUEUED_LINE = f"cnnjob: /runs/x: {REQUEUED}\n"
 NO_PYTHON = "cnnjob: /runs/x: /gone/bin/python cannot decide about a restart, exit code"
@@ -144,6 +148,9 @@ OLDER_NAN = "failed: {run}: the loss is nan at step 12 (epoch 1), the step befor
         (lambda root: with_log(with_decision(waiting_run(root), code=3, said="not restarted after the job's own error"),
          "cnnjob: data/tiny.h5: no such file\ncnnjob: x: not restarted after the job's own error\n"), "", "",
          "data/tiny.h5: no such file", "17_0_log.out", "cnnjob logs .*"),
+        (lambda root: with_log(with_decision(waiting_run(root), code=2, said="not restarted after the job's own error"),
+         f"cnnjob: {NO_CUPY}\ncnnjob: x: not restarted after the job's own error\n"), "", "",
+         re.escape(NO_CUPY), "17_0_log.out", "cnnjob submit tiny.toml --gpus 0"),
         (lambda root: with_log(with_decision(waiting_run(root), code=127, said="the job's own error is not restarted"),
          "/x/slurm_script: line 9: module: not found\ncnnjob: x: the job's own error is not restarted\n"), "", "",
          "its job ended with exit code 127", "17_0_log.out: /x/slurm_script: line 9: module: not found", ".*"),

@@ -195,7 +195,9 @@ def test_two_questions_for_a_thousand_runs(idle_slurm: FakeSlurm) -> None:
     found = cnnjob("status")
     assert found.exit_code == 0, found.output
     assert recorded_calls(idle_slurm) == ["squeue", "sacct"]
-    assert found.stdout.splitlines()[-1] == "1000 runs: 800 lost, 100 pending, 100 cancelled"
+    counts, *advice = found.stdout.splitlines()[-3:]
+    assert counts == "1000 runs: 800 lost, 100 pending, 100 cancelled"
+    assert advice == ["For the cause of a failure, name the run:", "  cnnjob status runs/tiny-00000001"]
 
 
 def cancelled_by_cnnjob(root: Path) -> Run:
