@@ -28,6 +28,8 @@ from cnnjob.nn.tensors import ForwardBackward, Task
 
 SHARDS = 8
 """Number of shards of a batch, independent of the number of cores, so that the order of every sum is fixed."""
+MAX_BLOCKS_PER_SHARD = 64
+"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 SMALL_WORK = 1 << 17
 """Number of values below which the caller runs a task list alone, since sending messages would take longer."""
 POLL_SECONDS = 200e-6
@@ -58,6 +60,12 @@ def split_evenly(count: int, parts: int) -> list[slice]:
     parts = min(count, parts)
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def split_shard(shard: slice, parts: int) -> list[slice]:
+    """Split the images of a shard into about ``parts`` cache blocks of nearly equal length."""
+    blocks = split_evenly(shard.stop - shard.start, min(MAX_BLOCKS_PER_SHARD, parts))
+    return [slice(shard.start + block.start, shard.start + block.stop) for block in blocks]
 
 
 def run_all(tasks: Sequence[Task]) -> None:

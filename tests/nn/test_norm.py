@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cnnjob import nn
 from cnnjob.nn.arena import Arena, HostMemory
 from cnnjob.nn.blocks import Activation, Part
-from cnnjob.nn.cpu.norm import CACHE_BLOCK_ELEMENTS, norm
+from cnnjob.nn.cpu.activations import CACHE_BLOCK_ELEMENTS
+from cnnjob.nn.cpu.norm import norm
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import Tensor
 from tests.nn import oracle

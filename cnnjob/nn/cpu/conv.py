@@ -23,12 +23,10 @@ from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.cpu.winograd import tile_side, winograd
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
-from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
+from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly, split_shard
 
 CACHE_BLOCK_BYTES = 1_200_000
 """Target size of a cache block's patches and phases, to keep them in the caches; smaller blocks need more calls."""
-MAX_CACHE_BLOCKS = 64
-"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 FEW_CHANNELS = 8
 """Number of channels below which patches are stored tap by tap, since each tap's values then form longer runs."""
 SMALL_PRODUCT = 1_000_000
@@ -121,14 +119,8 @@ def _plan_shard(
     """Plan the block for one shard's images, cache block by cache block."""
     _, H, W, F = y.value.shape
     image_bytes = block.pool**2 * H * W * (len(kernel.matrix) + F) * y.value.itemsize
-    count = shard.stop - shard.start
-    n_blocks = min(MAX_CACHE_BLOCKS, -(-count * image_bytes // CACHE_BLOCK_BYTES))
-    steps = [
-        _plan_cache_block(
-            arena, block, x, y, kernel, number, slice(shard.start + images.start, shard.start + images.stop)
-        )
-        for images in split_evenly(count, n_blocks)
-    ]
+    n_blocks = -((shard.start - shard.stop) * image_bytes // CACHE_BLOCK_BYTES)
+    steps = [_plan_cache_block(arena, block, x, y, kernel, number, images) for images in split_shard(shard, n_blocks)]
     backwards = [step.backward for step in steps]
 
     def backward() -> None:

@@ -11,15 +11,10 @@ from math import prod
 import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
-from cnnjob.nn.cpu.activations import SCRATCH_ARRAYS, plan_activation
+from cnnjob.nn.cpu.activations import CACHE_BLOCK_ELEMENTS, SCRATCH_ARRAYS, plan_activation
 from cnnjob.nn.operations import Norm
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
-from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly
-
-CACHE_BLOCK_ELEMENTS = 1 << 16
-"""Number of elements in a cache block, chosen so that the block's arrays fit in a core's cache."""
-MAX_CACHE_BLOCKS = 64
-"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
+from cnnjob.nn.workers import SHARDS, Workers, run_all, split_evenly, split_shard
 
 Arrays = dict[str, Array]
 Passes = dict[str, list[Task]]
@@ -138,12 +133,10 @@ def _plan_shard_passes(
     arena: Arena, block: Norm, x: Tensor, y: Tensor, channels: _Channels, number: int, shard: slice
 ) -> Passes:
     """Plan the passes over one shard, cache block by cache block."""
-    count, image_elements = shard.stop - shard.start, prod(x.value.shape[1:])
-    cache_blocks = split_evenly(count, min(MAX_CACHE_BLOCKS, -(-count * image_elements // CACHE_BLOCK_ELEMENTS)))
+    elements = x.value[shard].size
     passes: Passes = defaultdict(list)
-    for cache_block in cache_blocks:
-        images = slice(shard.start + cache_block.start, shard.start + cache_block.stop)
-        resets = cache_block.start == 0
+    for images in split_shard(shard, -(-elements // CACHE_BLOCK_ELEMENTS)):
+        resets = images.start == shard.start
         for name, task in _plan_cache_block_passes(arena, block, x, y, channels, number, images, resets=resets).items():
             passes[name].append(task)
     return passes

@@ -29,7 +29,7 @@ import numpy as np
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv, Shape
 from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
-from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly
+from cnnjob.nn.workers import SHARDS, Workers, distribute_shards, run_all, split_evenly, split_shard
 
 POINTS = {
     2: (0.0, 1.0, -1.0),
@@ -52,8 +52,6 @@ CACHE_BLOCK_BYTES = 2_000_000
 """Target size of the values at the points of a cache block."""
 MIN_TILES = 64
 """Target number of tiles in a cache block with many channels; with fewer, the products would be inefficient."""
-MAX_CACHE_BLOCKS = 64
-"""Maximum number of cache blocks per shard, which keeps planning fast; larger shards have larger blocks."""
 TRANSFORMED_PIXELS = 12
 """Target number of rows of a banded matrix per product: more rows make longer products, but with more zeros."""
 MAX_PRODUCT = 300_000
@@ -293,14 +291,13 @@ def _plan_shard(
     arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _TransformedKernel, number: int, shard: slice
 ) -> ForwardBackward:
     """Plan the block for one shard's images, cache block by cache block."""
-    tiling, count = kernel.tiling, shard.stop - shard.start
+    tiling = kernel.tiling
     tile_bytes = tiling.alpha**2 * (x.value.shape[-1] + block.filters) * y.value.itemsize
     images_per_block = max(1, max(MIN_TILES, CACHE_BLOCK_BYTES // tile_bytes) // (tiling.rows * tiling.columns))
     steps = []
-    for part in split_evenly(count, min(MAX_CACHE_BLOCKS, -(-count // images_per_block))):
-        images = slice(shard.start + part.start, shard.start + part.stop)
+    for images in split_shard(shard, -(-(shard.stop - shard.start) // images_per_block)):
         buffers = _Buffers.take(arena, block, x, y, kernel, number, images)
-        steps.append(_plan_cache_block(block, buffers, x, y, kernel, number, is_first=part.start == 0))
+        steps.append(_plan_cache_block(block, buffers, x, y, kernel, number, is_first=images.start == shard.start))
     gradient = buffers.gradient.reshape(tiling.alpha**2, -1)  # at the same address in all cache blocks
     backwards = [step.backward for step in steps]
 
