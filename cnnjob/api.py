@@ -60,6 +60,7 @@ def prepare(
     Returns:
         The dataset.
     """
+    name = name.removesuffix(".h5")
     if images is not None:
         options["arrays"] = arrays_of(name, images, labels, class_names)
     elif labels is not None:

@@ -262,6 +262,14 @@ def test_an_archive_gives_its_name_without_its_suffixes(here: Path) -> None:
     assert cnnjob("train", "my.photos", "--set", "train.epochs=1").exit_code == 0
 
 
+def test_a_name_may_end_like_the_file(here: Path) -> None:
+    draw(here / "photos", 2)
+    prepared = cnnjob("prepare", "pets.h5", "--source", "photos")
+    assert prepared.exit_code == 0, prepared.output
+    assert [path.name for path in (here / "data").glob("pets*")] == ["pets.h5"]
+    assert prepared.stdout.splitlines()[-1].strip() == "cnnjob train pets"
+
+
 def test_a_dataset_of_one_class_is_no_training(here: Path) -> None:
     for split in ("train", "test"):
         write_images(here / "photos" / split / "cats", 2)

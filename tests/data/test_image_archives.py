@@ -101,16 +101,26 @@ def test_a_member_outside_the_archive_is_refused(tmp_path: Path, name: str) -> N
 
 
 CLASSES = ("Äpfel", "苹果")
+CJK = ("猫", "表")  # in Shift JIS, the second has a backslash
 
 
-def zip_of_classes(path: Path, encoding: str, *, flag: int = 0, separator: str = "/", extra: bool = False) -> Path:
+def zip_of_classes(
+    path: Path,
+    encoding: str,
+    classes: tuple[str, ...] = CLASSES,
+    *,
+    file: str = "",
+    flag: int = 0,
+    separator: str = "/",
+    extra: bool = False,
+) -> Path:
     """A zip archive as other programs write it: names as bytes of an encoding, marked as UTF-8 only by ``flag``."""
     image = io.BytesIO()
     Image.new("RGB", (4, 4)).save(image, "PNG")
     content, entries, directory = image.getvalue(), b"", b""
     for split in ("train", "test"):
-        for number, label in enumerate(CLASSES):
-            text = separator.join((split, label, f"{number}.png"))
+        for number, label in enumerate(classes):
+            text = separator.join((split, label, f"{file}{number}.png"))
             name = text.encode(encoding, "replace")
             field = struct.pack("<BL", 1, zlib.crc32(name)) + text.encode()
             more = struct.pack("<HH", 0x7075, len(field)) + field if extra else b""
@@ -138,10 +148,29 @@ def test_class_names_of_a_zip_are_what_its_author_wrote(tmp_path: Path, encoding
     assert not any("encoding" in warning for warning in done.warnings)
 
 
-def test_names_in_an_unknown_encoding_are_reported(tmp_path: Path) -> None:
-    done = prepared(zip_of_classes(tmp_path / "a.zip", "gb18030"))
-    (warning,) = [warning for warning in done.warnings if "encoding" in warning]
-    assert "a.zip: names in an unknown encoding were read as code page 437 (found 'train/" in warning
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis"])
+def test_class_names_in_a_stated_encoding(tmp_path: Path, encoding: str) -> None:
+    archive = zip_of_classes(tmp_path / "a.zip", encoding, CJK)
+    with pytest.raises(DataError, match=r"a\.zip: names of folders are in an unknown encoding .found 'train/") as error:
+        prepared(archive)
+    assert {"gb18030": "'train/猫/0.png' in gbk", "shift_jis": "'train/猫/0.png' in shift_jis"}[encoding] in str(
+        error.value
+    )
+    done = prepared(archive, zip_encoding=encoding)
+    assert done.dataset.class_names == tuple(sorted(CJK))
+    assert done.dataset.options["zip_encoding"] == encoding
+    assert not any("encoding" in warning for warning in done.warnings)
+    with pytest.raises(DataError, match=r"not in the encoding ascii .found b'train/.*State another --zip-encoding"):
+        prepared(archive, zip_encoding="ascii", force=True)
+    for wrong in ("klingon", "utf-16", "base64"):
+        with pytest.raises(JobError, match=f"zip_encoding: not an encoding of names .found '{wrong}'"):
+            prepared(archive, zip_encoding=wrong, force=True)
+
+
+def test_file_names_in_an_unknown_encoding_are_reported(tmp_path: Path) -> None:
+    archive = zip_of_classes(tmp_path / "a.zip", "gb18030", ("a", "b"), file="照片")
+    (warning,) = [warning for warning in prepared(archive).warnings if "encoding" in warning]
+    assert "a.zip: names of files in an unknown encoding were read as code page 437 (found 'train/" in warning
 
 
 def test_dots_and_double_slashes_in_member_names_are_dropped(tmp_path: Path, folder: Path) -> None:

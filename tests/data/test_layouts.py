@@ -713,3 +713,34 @@ def test_class_names_may_contain_the_letters_of_a_split(tmp_path: Path, names: t
 def test_numbered_and_compound_names_of_splits_are_recognised(tmp_path: Path, splits: tuple[str, ...]) -> None:
     root = draw(tmp_path / "root", *(f"{split}/{label}/1.png" for split in splits for label in "ab"))
     assert prepared(root).dataset.splits == ("train", "val", "test")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("cat", "dog", "cat|dog", "cat"), "1 row may have several labels, and each of the 1 combinations is a class"),
+        (("a|b", "b|c", "c|a", "b|c"), "4 rows may have several labels, and each of the 3 combinations is a class"),
+        (("cat", "dog", "cat dog", "dog cat"), "2 rows may have several labels, and each of the 2 combinations"),
+        (('"cat, dog"', "cat", "dog", "cat"), "1 row may have several labels"),
+        (("golden retriever", "labrador retriever", "pug", "pug"), ""),
+        (('"Pepper,_bell___healthy"', '"Pepper,_bell___spot"', "Corn_(maize)", "Corn_(maize)"), ""),
+    ],
+)
+def test_cells_with_several_labels_are_reported(tmp_path: Path, labels: tuple[str, ...], message: str) -> None:
+    root, table = tmp_path / "root", tmp_path / "labels.csv"
+    rows = [f"{split}/{i}.png,{label},{split}" for split in ("train", "test") for i, label in enumerate(labels)]
+    draw(root, *(row.partition(",")[0] for row in rows))
+    table.write_text("\n".join(["path,label,split", *rows[: len(labels)], *rows[len(labels) :]]))
+    warnings = [line for line in prepared(root, labels=table).warnings if "several labels" in line]
+    assert len(warnings) == bool(message)
+    if message:
+        count, _, rest = message.partition(" ")
+        assert warnings[0].startswith(f"{table}: {2 * int(count)} rows {rest.partition(' ')[2]}")
+        assert "Keep one label per image" in warnings[0]
+
+
+def test_columns_of_classes_with_the_same_name_are_refused(tmp_path: Path) -> None:
+    root, table = draw(tmp_path / "root", "1.png", "2.png"), tmp_path / "labels.csv"
+    table.write_text("path,cat,dog,cat\n1.png,1,0,0\n2.png,0,1,0\n")
+    with pytest.raises(DataError, match=r"labels\.csv: two columns have the same name .found 'cat'.. Rename or remove"):
+        prepared(root, labels=table, test_fraction=0.5)

@@ -61,6 +61,14 @@ def prepare(
             "--verify", rich_help_panel=SOURCE_GROUP, help="Hash all source files, even if they seem unchanged."
         ),
     ] = False,
+    zip_encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=SOURCE_GROUP,
+            help="Encoding of names in a zip archive that are not in UTF-8, such as gbk.",
+        ),
+    ] = None,
     skip_damaged: Annotated[
         int, typer.Option(metavar="N", rich_help_panel=SOURCE_GROUP, min=0, help="Skip up to N unusable images.")
     ] = 0,
@@ -141,6 +149,7 @@ def prepare(
         name, path = "folder", Path(name)
     if name == "folder":
         source = str(path) if path is not None else source
+    name = name if is_path else name.removesuffix(".h5")  # as in the name of the file, photos.h5
     stem = default_name(source) if name == "folder" and source else name
     with ending_as_interrupted():
         prepared = prepare(
@@ -154,6 +163,7 @@ def prepare(
             labels=labels,
             skip_damaged=skip_damaged,
             background=_colour(background),
+            zip_encoding=zip_encoding,
             force=force,
             verify=verify,
             progress=True,

@@ -199,5 +199,6 @@ def _as_typed(options: dict[str, Any]) -> str:
     given = [f"--size {'x'.join(map(str, size))}"] if isinstance(size, list) else []
     given += [f"--fit {fit}"] if fit else []
     given += [f"--background {typed_colour(background)}"] if isinstance(background, list) else []
+    given += [f"--zip-encoding {options['zip_encoding']}"] if "zip_encoding" in options else []
     given += [f"--test-fraction {fraction}"] if fraction else []
     return " ".join(given) or "no options"

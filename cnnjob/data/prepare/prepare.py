@@ -66,6 +66,7 @@ def prepare(
     skip_damaged: int = 0,
     arrays: ArraySet | None = None,
     background: tuple[int, int, int] = WHITE,
+    zip_encoding: str | None = None,
     force: bool = False,
     verify: bool = False,
     progress: bool = False,
@@ -85,6 +86,7 @@ def prepare(
         labels: a table with the labels of a folder's images.
         skip_damaged: maximum number of unusable images that are skipped; they are listed in the prepared file.
         background: colour (R, G, B) behind transparent pixels and around padded images, each 0..255.
+        zip_encoding: encoding of names in a zip archive that are not in UTF-8, such as ``gbk``.
         arrays: images and labels in memory, instead of a source; see :func:`.arrays.in_memory.arrays_of`.
         force: whether to overwrite an existing file, regardless of what it contains.
         verify: whether to read and hash a source even if its files have the same sizes and times as before.
@@ -109,6 +111,7 @@ def prepare(
         labels,
         skip_damaged,
         background,
+        zip_encoding,
         _unrelated_options(sha256, force=force, verify=verify),
     )
     request = _Request(name, None if source is None else str(source), sha256, options, arrays)
@@ -123,7 +126,6 @@ def prepare(
     published = request.published()
     # With published checksums, an existing file can be recognised without downloading or hashing the sources.
     dataset = None if force else output_path.existing_dataset(out, title, published, options.as_json())
-    existed = dataset is not None
     contents: DatasetContents | None = None
     if request.is_own and not (force or verify):
         remembered = unchanged.find_record(out, Path(source or ""), options)
@@ -141,7 +143,6 @@ def prepare(
         output_path.require_outside(out, Path(source or ""), contents.bases)
         # Check again now that the sources have been hashed; their pixels are not read until they are written.
         dataset = None if force else output_path.existing_dataset(out, title, contents.sha256, options.as_json())
-        existed = dataset is not None
         if dataset is None:
             if progress:
                 from cnnjob.data.prepare.progress import counted  # noqa: PLC0415
@@ -149,6 +150,7 @@ def prepare(
                 contents = counted(contents, title)
             stored = options.as_json() | ({output_path.SKIPPED: contents.faults} if skip_damaged else {})
             write(out, title, contents, stored, fence=fence)
+    created = dataset is None
     dataset = dataset or Dataset.open(out)
     description, warnings = "", tuple[str, ...]()
     if contents:
@@ -156,7 +158,7 @@ def prepare(
         description, warnings = contents.description, (*contents.warnings, *remarks)
         if request.is_own:
             unchanged.save_record(out, Path(source or ""), options, replace(contents, warnings=warnings), started_ns)
-    return Prepared(dataset, not existed, time.perf_counter() - started, description, warnings)
+    return Prepared(dataset, created, time.perf_counter() - started, description, warnings)
 
 
 def _unrelated_options(sha256: str | None, *, force: bool, verify: bool) -> tuple[str, ...]:
@@ -279,6 +281,13 @@ class _Request:
             )
         if self.options.fit not in FITS:
             raise JobError(f"fit: unknown (found {self.options.fit!r}). Choose one of {', '.join(FITS)}")
+        try:
+            b"/".decode(self.options.zip_encoding or "ascii")
+        except (LookupError, UnicodeError):
+            raise JobError(
+                f"zip_encoding: not an encoding of names (found {self.options.zip_encoding!r}). Specify one that "
+                "Python knows, such as gbk, shift_jis, cp949 or cp866"
+            ) from None
         if self.options.fit != FITS[0] and size is None:
             raise JobError(f"fit: needs a size (found {self.options.fit}). Specify --size as well")
         if self.options.skip_damaged < 0:

@@ -124,7 +124,7 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
             raise DataError(f"{source}: an incomplete or damaged zip archive. Copy or download it again")
         if source.suffix == ".npz":
             return read_array_set(find_numpy_set(array_files(source), str(source)), options)
-        return _read_tree(ZipTree(source), options, progress=progress)
+        return _read_tree(ZipTree(source, options.zip_encoding), options, progress=progress)
     if peek_header(source):
         raise DataError(
             f"{source}: a single IDX file (found {source.name}). Specify the folder that contains all files"

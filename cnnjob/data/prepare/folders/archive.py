@@ -10,7 +10,8 @@ import struct
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from cnnjob.data.prepare.archives import decompressed_file, tar_members
@@ -28,6 +29,8 @@ from cnnjob.files import open_regular
 _DAMAGED = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 _ENCRYPTED, _UTF8 = 1, 1 << 11
 """Bits in a zip member's flags: its content is encrypted; its name is in UTF-8, not in code page 437."""
+_ENCODINGS = ("gbk", "shift_jis", "cp949", "cp866")
+"""Encodings in which Chinese, Japanese, Korean and Russian versions of Windows store names."""
 _UNICODE_PATH = 0x7075
 """Identifier of Info-ZIP's extra field with a member's name in UTF-8."""
 
@@ -80,9 +83,15 @@ class _ArchiveTree(FolderTree):
 class ZipTree(_ArchiveTree):
     """A zip archive of image files."""
 
-    def __init__(self, root: Path) -> None:
-        """Store the path of the archive; nothing is read yet."""
+    def __init__(self, root: Path, encoding: str | None = None) -> None:
+        """Store the path of the archive; nothing is read yet.
+
+        Args:
+            root: the archive.
+            encoding: encoding of names that are not in UTF-8; None for code page 437, the standard's default.
+        """
         super().__init__(root)
+        self._encoding = encoding
         self._opened: tuple[int, zipfile.ZipFile, Stamp] | None = None
         self._stored_names: dict[str, str] = {}  # by path, as zipfile has decoded them
 
@@ -90,11 +99,13 @@ class ZipTree(_ArchiveTree):
         """Return a listing of all members.
 
         Raises:
-            DataError: the archive is damaged or encrypted, or the path of a member is invalid or occurs twice.
+            DataError: the archive is damaged or encrypted, the path of a member is invalid or occurs twice, or the name
+                of a folder, which may be a class, is in an unknown encoding.
         """
         self._opened = None  # reopen the archive, since it may have changed on disk
         members = self._archive()[0].infolist()
-        names = [_unicode_name(info) for info in members]
+        stored = [_stored_name(info) for info in members]
+        names = self._decoded(stored)
         # Some Windows programs separate folders with backslashes.
         separator = "\\" if not any("/" in name for name in names) else "/"
         files, folders = [], []
@@ -112,17 +123,42 @@ class ZipTree(_ArchiveTree):
                 f"{self.root}: contains encrypted files (found {len(encrypted):,}, e.g. {encrypted[0].filename}). "
                 "Unpack the archive with its password, and specify the folder"
             )
+        is_known = self._encoding is not None or all(map(_is_utf8, stored))
         unclear = [
-            name
-            for info, name in zip(members, names, strict=True)
-            if not name.isascii() and not info.flag_bits & _UTF8 and name == info.filename
+            (name, raw)
+            for name, raw in zip(names, stored, strict=True)
+            if isinstance(raw, bytes) and not (is_known or raw.isascii())
         ]
+        if in_folders := [pair for pair in unclear if not pair[0].rpartition(separator)[0].isascii()]:
+            name, raw = in_folders[0]
+            guesses = ""
+            for encoding in _ENCODINGS:
+                with suppress(UnicodeDecodeError):
+                    guesses += f", {raw.decode(encoding)!r} in {encoding}"
+            raise DataError(
+                f"{self.root}: names of folders are in an unknown encoding (found {name!r} in code page 437{guesses}). "
+                "State the right one, for example with --zip-encoding gbk"
+            )
         if unclear:
             listing.remarks.append(
-                f"names in an unknown encoding were read as code page 437 (found {unclear[0]!r}). If class names are "
-                "wrong, unpack the archive and specify the folder"
+                f"names of files in an unknown encoding were read as code page 437 (found {unclear[0][0]!r}). If a "
+                "table of labels contains these names, state the encoding, for example with --zip-encoding gbk"
             )
         return listing
+
+    def _decoded(self, names: Sequence[str | bytes]) -> Sequence[str]:
+        """Return names as text: those in bytes are in the stated encoding, or else in UTF-8 if all of them may be."""
+        encoding = self._encoding or ("utf-8" if all(map(_is_utf8, names)) else "cp437")
+        decoded = []
+        for name in names:
+            try:
+                decoded.append(name if isinstance(name, str) else name.decode(encoding))
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self.root}: a name is not in the encoding {encoding} (found {name!r}). "
+                    "State another --zip-encoding"
+                ) from error
+        return decoded
 
     def read(self, name: str) -> tuple[bytes | None, Stamp]:
         """Read a member; return its content and the archive's stamp (see :func:`stamp_of`).
@@ -222,8 +258,15 @@ def _normalised(name: str) -> str:
     return str(PurePosixPath(name))
 
 
-def _unicode_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name, which many programs store in UTF-8 without marking it as such.
+def _is_utf8(name: str | bytes) -> bool:
+    try:
+        return isinstance(name, str) or bool(name.decode()) or not name
+    except UnicodeDecodeError:
+        return False
+
+
+def _stored_name(info: zipfile.ZipInfo) -> str | bytes:
+    """Return a member's name, or its bytes if they are not marked as UTF-8; many programs do not mark them.
 
     References:
         PKWARE, APPNOTE.TXT 6.3.10, appendix D.
@@ -239,12 +282,9 @@ def _unicode_name(info: zipfile.ZipInfo) -> str:
         kind, size = struct.unpack_from("<HH", fields)
         field, fields = fields[4 : 4 + size], fields[4 + size :]
         # A version, the CRC-32 of the stored name, and the name in UTF-8.
-        if kind == _UNICODE_PATH and field[1:5] == struct.pack("<L", zlib.crc32(stored)):
-            stored = field[5:]
-    try:
-        return stored.decode()
-    except UnicodeDecodeError:
-        return info.filename
+        if kind == _UNICODE_PATH and field[1:5] == struct.pack("<L", zlib.crc32(stored)) and _is_utf8(field[5:]):
+            return field[5:].decode()
+    return stored.partition(b"\0")[0]
 
 
 def _stamp_of_file(path: Path) -> Stamp | None:

@@ -263,6 +263,7 @@ def read_folder(
     warnings = (
         *left_out_lines(layout, listing.left_out, str(tree.root), by_table=bool(options.labels)),
         *(f"{tree.root}: {line}" for line in listing.remarks),
+        *(f"{options.labels}: {line}" for line in layout.remarks),
         *(f"{tree.root}: {line}" for line in merged_subfolders(layout)),
         *(f"{tree.root}: {line}" for line in similar_classes(layout.class_names)),
         *(f"{tree.root}: {line}" for line in copies(found.splits, layout.class_names)),

@@ -4,7 +4,7 @@ import csv
 import io
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +24,10 @@ _COLUMNS = {
 _ZERO_OR_ONE = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 """Values that a cell may have in a table with one column per class, in lower case, and their meaning."""
 _DELIMITERS = (",", "\t", ";")
+_SEPARATORS = ("|", ";", ",", " ")
+"""Characters that separate labels in a cell."""
+_WORDS_PER_TAG = 3
+"""If labels consist of words, and there are this many times more labels than words, the words are labels."""
 _SHOWN = 10
 
 
@@ -76,7 +80,34 @@ def layout_of_labels(content: bytes, where: str, files: Sequence[str], root: str
         {split: splits[split] for split in SPLITS if split in splits},
         (),
         tuple(path for path in files if path not in used),
+        tuple(_several_labels(rows)),
     )
+
+
+def _several_labels(rows: Sequence[_Row]) -> Iterator[str]:
+    """Yield a description of rows whose label seems to consist of several labels.
+
+    Yields:
+        One line, if there are any such rows.
+    """
+    labels = {row.label for row in rows}
+    for separator in _SEPARATORS:
+        parts = {label: [part.strip() for part in label.split(separator)] for label in labels if separator in label}
+        users = Counter(part for some in parts.values() for part in some)
+        # Names of several words, such as breeds, share words too, but the words are not labels themselves.
+        combined = {
+            label
+            for label, some in parts.items()
+            if all(part in labels for part in some) or (separator in "|;" and any(users[part] > 1 for part in some))
+        }
+        combined |= parts.keys() if _WORDS_PER_TAG * len(users) < len(parts) else set()
+        if combined:
+            found = [row for row in rows if row.label in combined]
+            yield (
+                f"{plural(len(found), 'row')} may have several labels, and each of the {len(combined):,} combinations "
+                f"is a class (found {found[0].label!r} on line {found[0].line}). Keep one label per image"
+            )
+            return
 
 
 def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
@@ -102,15 +133,7 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
     try:
         header = next(reader, [])
         columns = _columns(header, where)
-        class_columns = (
-            {}
-            if "label" in columns
-            else {
-                cell.strip(): column
-                for column, cell in enumerate(header)
-                if cell.strip() and column not in columns.values()
-            }
-        )
+        class_columns = {} if "label" in columns else _class_columns(header, columns, where)
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
@@ -146,12 +169,28 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
             f"{where}: several columns may contain the labels (found {', '.join(map(repr, candidates))}). "
             "Rename the right one to label, and rename or remove the others"
         )
-    # Without a label column, the other columns may be one per class; a column without a name contains row numbers.
+    # Without a label column, the other columns may be one per class.
     is_one_hot = "path" in columns and sum(map(bool, plain)) >= len(columns) + 2
     missing = [kind for kind in ("path", "label") if kind not in columns and not (kind == "label" and is_one_hot)]
     if missing:
         raise DataError(_no_column(missing, header, where))
     return columns
+
+
+def _class_columns(header: Sequence[str], columns: Mapping[str, int], where: str) -> dict[str, int]:
+    """Return the index of each column that may be a class; a column without a name contains row numbers.
+
+    Raises:
+        DataError: two columns have the same name.
+    """
+    found: dict[str, int] = {}
+    for index, cell in enumerate(header):
+        name = cell.strip()
+        if name in found:
+            raise DataError(f"{where}: two columns have the same name (found {name!r}). Rename or remove one of them")
+        if name and index not in columns.values():
+            found[name] = index
+    return found
 
 
 def _no_column(missing: Sequence[str], header: Sequence[str], where: str) -> str:

@@ -43,6 +43,7 @@ class FolderLayout:
         splits: for each split, one list of paths per class.
         bases: the folders that contain the class folders, relative to the root; the root itself is an empty string.
         left_out: paths in the listing that do not belong to any class.
+        remarks: remarks for the user on the labels.
     """
 
     description: str
@@ -50,6 +51,7 @@ class FolderLayout:
     splits: dict[str, list[list[str]]]
     bases: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass

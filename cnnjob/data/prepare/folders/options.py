@@ -44,6 +44,7 @@ class FolderOptions:
         labels: path of a table of labels; None if the folders indicate the labels.
         skip_damaged: maximum number of unusable files that may be skipped.
         background: colour (R, G, B) behind transparent pixels and around padded images.
+        zip_encoding: encoding of names in a zip archive that are not in UTF-8; None for code page 437.
         repeated: other options, as typed, which do not affect the result but belong in suggested commands.
     """
 
@@ -55,6 +56,7 @@ class FolderOptions:
     labels: Path | None = None
     skip_damaged: int = 0
     background: tuple[int, int, int] = WHITE
+    zip_encoding: str | None = None
     repeated: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class FolderOptions:
         # Options added later are omitted if they have their default value, as in files written before they existed.
         later: dict[str, Any] = {} if self.fit == FITS[0] else {"fit": self.fit}
         later |= {} if self.background == WHITE else {"background": list(self.background)}
+        later |= {"zip_encoding": self.zip_encoding} if self.zip_encoding else {}
         return {"size": self.size and list(self.size), "test_fraction": self.test_fraction, **later}
 
     def as_typed(self) -> list[str]:
@@ -70,6 +73,7 @@ class FolderOptions:
         words += ["--size", "x".join(map(str, self.size))] if self.size else []
         words += ["--fit", self.fit] if self.fit != FITS[0] else []
         words += ["--background", typed_colour(self.background)] if self.background != WHITE else []
+        words += ["--zip-encoding", self.zip_encoding] if self.zip_encoding else []
         words += ["--test-fraction", str(self.test_fraction)] if self.test_fraction is not None else []
         return words + (["--skip-damaged", str(self.skip_damaged)] if self.skip_damaged else [])
 
