@@ -283,10 +283,7 @@ class StepSettings(ConstantSettings):
 
 
 class OneCycleSettings(Settings):
-    """A learning rate that rises to its peak and falls to almost 0 (Smith & Topin 2018, as PyTorch's ``OneCycleLR``).
-
-    The momentum stays the same, as with ``cycle_momentum=False`` in PyTorch.
-    """
+    """A learning rate that rises to its peak, then falls to almost 0 (Smith & Topin 2018; PyTorch's ``OneCycleLR``)."""
 
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Fraction of all steps (not epochs) over which the learning rate rises; PyTorch's ``pct_start``."""
@@ -297,6 +294,10 @@ class OneCycleSettings(Settings):
     PyTorch."""
     anneal: Literal["cosine", "linear"] = "cosine"
     """Rise and fall along half a cosine or linearly; PyTorch's ``anneal_strategy``."""
+    base_momentum: Fraction | None = None
+    """Momentum (``beta1`` of Adam) at the peak of the learning rate: it falls to this value from the optimiser's own
+    setting while the rate rises, and returns while the rate falls. By default the momentum stays the same, as with
+    ``cycle_momentum=False`` in PyTorch; PyTorch's own default is 0.85, with a momentum of 0.95."""
 
 
 class ScheduleSettings(OneOf):
@@ -389,6 +390,23 @@ class TrainSettings(Settings):
         # pydantic leaves epochs out of info.data if its value is not valid.
         return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 
+    def _check_cycled_momentum(self) -> None:
+        """Raise an error if the schedule changes the momentum of an optimiser that does not have as much."""
+        cycle, optimiser = self.schedule.one_cycle, self.optimiser
+        if not cycle or cycle.base_momentum is None:
+            return
+        if optimiser.muon:
+            raise ValueError(
+                "schedule.one_cycle.base_momentum: needs optimiser 'sgd', 'adam' or 'adamw' (found 'muon'). Omit it"
+            )
+        rule = optimiser.adam or optimiser.adamw
+        key, momentum = ("beta1", rule.beta1) if rule else ("momentum", optimiser.sgd.momentum if optimiser.sgd else 0)
+        if cycle.base_momentum >= momentum:
+            raise ValueError(
+                f"schedule.one_cycle.base_momentum: should be less than optimiser.{optimiser.kind}.{key} (found "
+                f"{cycle.base_momentum:g} and {momentum:g}). Lower it, or omit it to keep the momentum the same"
+            )
+
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
         if self.early_stopping and self.select_on == "last":
@@ -403,6 +421,7 @@ class TrainSettings(Settings):
                 f"fixes the norms of the weights (found {self.weight_decay:g}). Set weight_decay = 0, or "
                 "normalise_weights = false; the other parameters have a weight_decay of their own"
             )
+        self._check_cycled_momentum()
         decoupled = self.optimiser.sgd and self.optimiser.sgd.decoupled_weight_decay
         if decoupled and not self.weight_decay and not is_older(info):
             raise ValueError(

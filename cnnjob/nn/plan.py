@@ -260,6 +260,7 @@ def build_step_inputs(
         order=order,
         rows=memory.zeros(order.shape, np.int64) if streams else order,
         learning_rates=memory.zeros((steps,), np.float64),
+        momentum_drop=memory.zeros((steps,), np.float64),
         lookahead=memory.zeros((steps,), np.float64),
         ema=memory.zeros((steps,), np.float64),
         mixup=memory.zeros((steps,), np.float64),

@@ -38,6 +38,8 @@ class Schedule:
     """Factor of ``step``."""
     anneal: Anneal = "cosine"
     """Curve of ``one_cycle``, in both directions."""
+    base_momentum: float | None = None
+    """Momentum at the peak of ``one_cycle``; None if the momentum stays the same."""
 
     def rates(self, steps: range, total: int) -> Array:
         """Return the learning rates of the given steps.
@@ -64,6 +66,24 @@ class Schedule:
             rising = self.start_factor + (1 - self.start_factor) * step / warmup_steps
             factors = np.where(step < warmup_steps, rising, factors)
         return self.peak * factors
+
+    def momentum_drops(self, steps: range, total: int, momentum: float) -> Array:
+        """Return how much less than ``momentum`` the momentum of each of the given steps is.
+
+        With ``one_cycle``, the momentum falls to ``base_momentum`` while the rate rises, and returns while it falls.
+
+        Args:
+            steps: the steps, counted from the start of training.
+            total: total number of training steps.
+            momentum: the optimiser's momentum.
+
+        Returns:
+            The differences, float64 (len(steps),).
+        """
+        if self.base_momentum is None:
+            return np.zeros(len(steps))
+        rise, fall = self._cycle(np.asarray(steps, np.float64), total)
+        return (momentum - self.base_momentum) * (rise - fall)
 
     def milestone_steps(self, total: int) -> Array:
         """Return the first step after each milestone, float64 (milestones,), if training takes ``total`` steps."""

@@ -63,6 +63,8 @@ class StepInputs:
     """Dataset indices of each step's images, int64 (steps × N,)."""
     learning_rates: Array
     """Learning rate of each step, float64 (steps,)."""
+    momentum_drop: Array
+    """Amount by which the momentum of each step is less than the optimiser's, float64 (steps,)."""
     lookahead: Array
     """Weight α of the slow weights after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Lookahead`."""
     ema: Array

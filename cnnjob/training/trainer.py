@@ -83,7 +83,8 @@ class Trainer:
         """Allocate the training state, and plan the steps and evaluations."""
         backend, job = self.backend, self.job
         optimiser = build_optimiser(job.train)
-        self.schedule, self.lookahead, self.ema = build_schedule(job.train), optimiser.lookahead, optimiser.ema
+        self.schedule, self.momentum = build_schedule(job.train), optimiser.momentum
+        self.lookahead, self.ema = optimiser.lookahead, optimiser.ema
         self.pixels = build_pixels(job.data, self.dataset.mean, self.dataset.std)
         self.state = nn.State(network, optimiser, backend)
         self.best = backend.zeros(self.state.parameters.shape, backend.dtype)
@@ -232,6 +233,8 @@ class Trainer:
             shares = self.options.augmentation.shares(self.job.seed, epoch, self.steps)
             self.backend.copy(shares, self.inputs.mixup)
         self.backend.copy(self.learning_rates, self.inputs.learning_rates)
+        drops = self.schedule.momentum_drops(steps, total, self.momentum)
+        self.backend.copy(drops, self.inputs.momentum_drop)
         self.backend.copy(np.array([self.progress.epoch_step, self.progress.step]), self.inputs.position)
         self._checked_steps = self.progress.epoch_step
 

@@ -39,6 +39,7 @@ FAULTS = [
     Fault("atomicInc(ticket, blocks - 1) == blocks - 1", "atomicInc(ticket, blocks - 1) == 0"),
     Fault("position[threadIdx.x] += 1", "position[0] += 1"),
     Fault("if (threadIdx.x < 2 && threadIdx.y == 0)", "if (threadIdx.x < 2)"),
+    Fault("half = MOST_THREADS / 2", "half = MOST_THREADS / 4"),
     Fault("position[1] >= first", "position[1] > first"),
     Fault("values[i] = 0;", "values[0] = 0;"),
     # which values a thread takes

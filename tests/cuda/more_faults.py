@@ -129,6 +129,8 @@ NORM = [
 ]
 
 UPDATES = [
+    *(Fault("setting - drops[position[0]]", "setting", place) for place in (0, 1)),
+    *(Fault("drops[position[0]]", "drops[0]", place) for place in (0, 1)),
     *(Fault("rates[position[0]]", "rates[0]", place) for place in (0, 1)),
     *(Fault("* factors[piece]", "", place) for place in (0, 1)),
     *(Fault("decay = decays[piece]", "decay = decays[0]", place) for place in (0, 1)),
@@ -156,7 +158,6 @@ UPDATES = [
         for place in (0, 1, 2)
     ),
     Fault("(double)values[i] * values[i]", "values[i]"),
-    Fault("half = MOST_THREADS / 2", "half = MOST_THREADS / 4"),
     Fault("i < count; i += blockDim.x", "i < count - 1; i += blockDim.x"),
     Fault("if (!(factor < 1)) return;", ""),
     Fault("sqrt(block_sum(sum))", "block_sum(sum)"),

@@ -30,6 +30,8 @@ class Work:
     optimiser: nn.Optimiser = nn.Sgd(0.9)  # noqa: RUF009 - frozen
     images: Array | None = None
     learning_rate: float = 0.1
+    momentum_drop: float = 0.0
+    """By how much the momentum of the first step is less."""
     options: nn.TrainingOptions = nn.TrainingOptions()  # noqa: RUF009 - a tuple
     views: str = "none"
     """Of the evaluation."""
@@ -53,6 +55,7 @@ class Work:
         backend.copy(random.permutation(total)[: steps * self.count], inputs.order)
         backend.copy(self.learning_rate / np.arange(1, steps + 1), inputs.learning_rates)
         backend.copy(np.linspace(0.8, 0.3, steps), inputs.mixup)
+        backend.copy(self.momentum_drop / np.arange(1, steps + 1), inputs.momentum_drop)
         if self.optimiser.lookahead:
             backend.copy(self.optimiser.lookahead.alphas(range(steps), steps + 1), inputs.lookahead)
         if self.optimiser.ema:
@@ -105,6 +108,8 @@ WORKS = {
     "decay": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1)),
     "decay alone": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.0, 0.1)),
     "nesterov": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1, nesterov=True)),
+    "nesterov, cycled momentum": Work([nn.Conv(filters=3)], optimiser=nn.Sgd(0.9, nesterov=True), momentum_drop=0.4),
+    "decay, cycled adam": Work([nn.Conv(filters=3)], optimiser=nn.Adam(0.9, 0.1), momentum_drop=0.4, start=1),
     "decoupled": Work([nn.Conv(filters=3), nn.Dense(units=6)], optimiser=nn.Sgd(0.8, 0.1, decoupled=True)),
     "nesterov, decoupled, lookahead": Work(
         [nn.Conv(filters=3, learning_rate_factor=2.0)],

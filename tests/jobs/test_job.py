@@ -433,6 +433,13 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
         ({"train__schedule": {"constant": {"warmup": 0.1, "start_factor": 1.0}}}, "train.schedule.constant.start_f"),
         ({"train__schedule": {"cosine": {"end_factor": 1.0}}}, "train.schedule.cosine.end_factor: at 1, the learning"),
         ({"train__schedule": {"step": {"warmup": 0.1, "start_factor": 1.0}}}, "train.schedule.step.start_factor: a w"),
+        ({"train__schedule": {"one_cycle": {"base_momentum": 0.9}}},
+         "train.schedule.one_cycle.base_momentum: should be less than optimiser.sgd.momentum (found 0.9 and 0.9). "
+         "Lower it, or omit it to keep the momentum the same"),
+        ({"train__schedule": {"one_cycle": {"base_momentum": 0.8}}, "train__optimiser": "muon"},
+         "train.schedule.one_cycle.base_momentum: needs optimiser 'sgd', 'adam' or 'adamw' (found 'muon'). Omit it"),
+        ({"train__schedule": {"one_cycle": {"base_momentum": 0.8}}, "train__optimiser": {"adam": {"beta1": 0.5}}},
+         "train.schedule.one_cycle.base_momentum: should be less than optimiser.adam.beta1 (found 0.8 and 0.5). Lower"),
         ({"train__schedule": {"step": {"milestones": []}}}, "train.schedule.step.milestones: input should be an array"),
         ({"train__schedule": {"step": {"milestones": [30, 0.5]}}}, "train.schedule.step.milestones: input should be"),
         ({"train__schedule": {"step": {"milestones": [2, 1]}}}, "train.schedule.step.milestones: input should be an "),

@@ -332,3 +332,26 @@ def test_a_bias_that_is_trained_for_one_epoch_is_one_that_then_has_no_gradient(o
     for name in names:
         np.testing.assert_array_equal(match.state.weights[name], before[name])
         assert before[name].any()
+
+
+@pytest.mark.parametrize("optimiser", [nn.Sgd(0.95, 1e-3, nesterov=True), nn.Adam(0.9), nn.AdamW(0.9, 0.01)])
+def test_a_cycle_of_rate_and_momentum_is_that_of_torch(optimiser: nn.Optimiser) -> None:
+    network = nn.Network.build([nn.Conv(3, pool=2), nn.Dense(units=4, activation="none")], (8, 8, 2))
+    match = Match(network, optimiser, np.float64, COUNT)
+    schedule = nn.Schedule(0.02, "one_cycle", 0.35, 0.04, 1e-3, base_momentum=0.6)
+    match.inputs.learning_rates[:] = schedule.rates(range(STEPS), STEPS)
+    match.inputs.momentum_drop[:] = schedule.momentum_drops(range(STEPS), STEPS, optimiser.momentum)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        match.judge,
+        0.02,
+        STEPS,
+        pct_start=0.35,
+        base_momentum=0.6,
+        max_momentum=optimiser.momentum,
+        final_div_factor=40,
+    )
+    for step in range(STEPS):
+        match.step(step)
+        if step < STEPS - 1:
+            cycle.step()
+    match.compare_state()

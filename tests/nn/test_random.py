@@ -86,16 +86,16 @@ def test_a_step_falls_at_the_first_step_after_each_milestone() -> None:
 
 
 def torch_rates(make: Any, steps: int) -> Array:
-    """The rates that a scheduler of torch sets for each step; it is made for an optimiser with rate 0.3."""
+    """The rate and the momentum that a scheduler of torch sets for each step; it is made for a rate of 0.3."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install -e '.[judge]'")
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3, momentum=0.9)
     scheduler, rates = make(torch.optim.lr_scheduler, optimiser), []
     for step in range(steps):
-        rates.append(optimiser.param_groups[0]["lr"])
+        rates.append([optimiser.param_groups[0][key] for key in ("lr", "momentum")])
         optimiser.step()
         if step < steps - 1:
             scheduler.step()
-    return np.array(rates)
+    return np.array(rates).T
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40, 333])
@@ -105,16 +105,20 @@ def test_one_cycle_is_that_of_torch(steps: int, warmup: float, anneal: Anneal) -
     expected = torch_rates(
         lambda schedulers, optimiser: schedulers.OneCycleLR(
             optimiser, 0.3, steps, pct_start=warmup, anneal_strategy={"cosine": "cos"}.get(anneal, anneal),
-            div_factor=20, final_div_factor=100, cycle_momentum=False,
+            div_factor=20, final_div_factor=100, base_momentum=0.8, max_momentum=0.9,
         ),
         steps,
     )  # fmt: skip
-    schedule = Schedule(0.3, "one_cycle", warmup, 1 / 20, 1 / 2000, anneal=anneal)
-    np.testing.assert_allclose(schedule.rates(range(steps), steps), expected, rtol=1e-12, atol=1e-15)
+    schedule = Schedule(0.3, "one_cycle", warmup, 1 / 20, 1 / 2000, anneal=anneal, base_momentum=0.8)
+    np.testing.assert_allclose(schedule.rates(range(steps), steps), expected[0], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(0.9 - schedule.momentum_drops(range(steps), steps, 0.9), expected[1], rtol=1e-12)
+    part = range(steps // 2, steps)
+    drops = schedule.momentum_drops(range(steps), steps, 0.9)
+    np.testing.assert_array_equal(schedule.momentum_drops(part, steps, 0.9), drops[part.start :])
 
 
 def test_steps_are_those_of_torch() -> None:
-    expected = torch_rates(lambda schedulers, optimiser: schedulers.MultiStepLR(optimiser, [3, 8, 9], 0.2), 12)
+    expected = torch_rates(lambda schedulers, optimiser: schedulers.MultiStepLR(optimiser, [3, 8, 9], 0.2), 12)[0]
     schedule = Schedule(0.3, "step", milestones=(3 / 12, 8 / 12, 9 / 12), gamma=0.2)
     np.testing.assert_allclose(schedule.rates(range(12), 12), expected, rtol=1e-12)
     by_epoch = schedule.rates(range(0, 12 * 5, 5), 12 * 5)

@@ -51,7 +51,7 @@ JOBS: list[dict[str, Any]] = [
     FEW
     | {
         "model__blocks": RESIDUAL,
-        "train__schedule": "one_cycle",
+        "train__schedule": {"one_cycle": {"base_momentum": 0.8}},
         "data__augment": {"flip": "alternating", "translate": 2, "mixup": 0.5},
         "train__optimiser": {"sgd": {"nesterov": True, "decoupled_weight_decay": True}},
         "train__weight_decay": 0.01,

@@ -17,8 +17,8 @@ CACHE_BLOCK_ELEMENTS = 1 << 16
 MAX_CACHE_BLOCKS = 4096
 """Maximum number of cache blocks per update, which keeps planning fast; with more parameters, blocks are larger."""
 
-Rate = Callable[[], float]
-"""Function that returns the learning rate of the current step."""
+OfStep = Callable[[], float]
+"""Function that returns the learning rate or the momentum of the current step."""
 
 
 def update(
@@ -45,9 +45,12 @@ def update(
         def rate() -> float:
             return float(inputs.learning_rates[inputs.position[0]]) * segment.learning_rate_factor
 
+        def momentum() -> float:
+            return rule.momentum - float(inputs.momentum_drop[inputs.position[0]])
+
         if isinstance(rule, Adam):
-            return _plan_adam(rule, w, g, block_slots, scratch, decay, rate, inputs)
-        return _plan_sgd(rule, w, g, block_slots, scratch, decay, rate)
+            return _plan_adam(rule, w, g, block_slots, scratch, decay, (rate, momentum), inputs)
+        return _plan_sgd(rule, w, g, block_slots, scratch, decay, (rate, momentum))
 
     starts = [(s, start) for s in others for start in range(s.elements.start, s.elements.stop, length)]
     cache_blocks = [plan_cache_block(number, segment, start) for number, (segment, start) in enumerate(starts)]
@@ -70,27 +73,33 @@ def _by_shard(cache_blocks: list[Task]) -> list[Task]:
 
 
 def _plan_sgd(
-    optimiser: Sgd, w: Array, g: Array, slots: dict[str, Array], scratch: list[Array], decay: float, rate: Rate
+    optimiser: Sgd,
+    w: Array,
+    g: Array,
+    slots: dict[str, Array],
+    scratch: list[Array],
+    decay: float,
+    of_step: tuple[OfStep, OfStep],
 ) -> Task:
     """Plan the SGD update of one cache block (see :class:`cnnjob.nn.optimisers.Sgd`)."""
-    change, decayed = scratch
+    (change, decayed), (rate, momentum) = scratch, of_step
     # The decayed gradient has a separate buffer, so that the state's gradients remain those of the loss.
     coupled = decay != 0 and not optimiser.decoupled
     gradient = decayed if coupled else g  # g + λw, or g
     v = slots["velocity"] if optimiser.momentum else gradient  # without momentum, v = g
 
     def run() -> None:
-        eta = rate()
+        eta, mu = rate(), momentum()
         if coupled:
             np.multiply(w, decay, out=decayed)
             np.add(g, decayed, out=decayed)
         elif decay:
             np.multiply(w, 1 - eta * decay, out=w)
         if optimiser.momentum:
-            np.multiply(v, optimiser.momentum, out=v)
+            np.multiply(v, mu, out=v)
             np.add(v, gradient, out=v)
         if optimiser.momentum and optimiser.nesterov:
-            np.multiply(v, optimiser.momentum, out=change)
+            np.multiply(v, mu, out=change)
             np.add(change, gradient, out=change)
             np.multiply(change, eta, out=change)
         else:
@@ -139,23 +148,23 @@ def _plan_adam(
     slots: dict[str, Array],
     scratch: list[Array],
     decay: float,
-    rate: Rate,
+    of_step: tuple[OfStep, OfStep],
     inputs: StepInputs,
 ) -> Task:
     """Plan the update of one cache block by Adam or AdamW (see :class:`cnnjob.nn.optimisers.Adam`)."""
-    change, root = scratch
+    (change, root), (rate, momentum) = scratch, of_step
     m, v = slots["first_moment"], slots["second_moment"]
     coupled = decay != 0 and not optimiser.decoupled
     gradient = root if coupled else g  # g + λw, or g; the root is computed later
 
     def run() -> None:
-        eta, t = rate(), int(inputs.position[1]) + 1  # the position advances after the update
+        eta, beta1, t = rate(), momentum(), int(inputs.position[1]) + 1  # the position advances after the update
         if coupled:
             np.multiply(w, decay, out=gradient)
             np.add(g, gradient, out=gradient)
         elif decay:
             np.multiply(w, 1 - eta * decay, out=w)
-        for moment, beta in ((m, optimiser.momentum), (v, optimiser.beta2)):
+        for moment, beta in ((m, beta1), (v, optimiser.beta2)):
             np.multiply(gradient, gradient if moment is v else 1, out=change)
             np.multiply(change, 1 - beta, out=change)
             np.multiply(moment, beta, out=moment)
@@ -164,7 +173,7 @@ def _plan_adam(
         np.sqrt(v, out=root)
         np.multiply(root, 1 / (1 - optimiser.beta2**t) ** 0.5, out=root)
         np.add(root, optimiser.eps, out=root)
-        np.multiply(m, eta / (1 - optimiser.momentum**t), out=change)
+        np.multiply(m, eta / (1 - beta1**t), out=change)
         np.divide(change, root, out=change)
         np.subtract(w, change, out=w)
 

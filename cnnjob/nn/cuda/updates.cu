@@ -2,13 +2,15 @@
 //
 // The last block of the step's last kernel advances the position, after all blocks have read it.
 // A piece starts at `starts` and has `counts` values; `factors` scale the learning rate, `decays` are the weight decay.
+// `drops` is what is taken from the setting of the momentum, or of beta1, in each step.
 
 // g += decay w, v = momentum v + g, w -= rate v. Nesterov momentum: w -= rate (g + momentum v). Decoupled decay:
 // w *= 1 - rate decay, and g unchanged. Without momentum there is no v, and w -= rate g.
 KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *starts, const int *counts,
-           const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
-           int last, float momentum, int nesterov, int decoupled) {
+           const double *factors, const float *decays, const double *rates, const double *drops, wide *position,
+           unsigned *ticket, int last, double setting, int nesterov, int decoupled) {
   int piece = blockIdx.x;
+  float momentum = (float)(setting - drops[position[0]]);
   float rate = (float)(rates[position[0]] * factors[piece]), decay = decays[piece];
   for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) {
     wide at = starts[piece] + i;
@@ -16,7 +18,7 @@ KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *
     if (decoupled) w *= 1 - rate * decay;
     else g += decay * w;
     float change = g;
-    if (momentum != 0) {
+    if (setting != 0) {
       velocity[at] = change = momentum * velocity[at] + g;
       if (nesterov) change = momentum * change + g;
     }
@@ -28,8 +30,9 @@ KERNEL sgd(float *weights, const float *gradients, float *velocity, const wide *
 // g += decay w, m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g g, w -= rate m' / (sqrt(v') + eps), with
 // m' = m / (1 - beta1^t) and v' = v / (1 - beta2^t) at step t. Decoupled decay: w *= 1 - rate decay, and g unchanged.
 KERNEL adam(float *weights, const float *gradients, float *first, float *second, const wide *starts, const int *counts,
-            const double *factors, const float *decays, const double *rates, wide *position, unsigned *ticket,
-            int last, double beta1, double beta2, float eps, int decoupled) {
+            const double *factors, const float *decays, const double *rates, const double *drops, wide *position,
+            unsigned *ticket, int last, double setting, double beta2, float eps, int decoupled) {
+  double beta1 = setting - drops[position[0]];
   __shared__ float corrections[2];
   if (threadIdx.x == 0) {
     double t = (double)(position[1] + 1);

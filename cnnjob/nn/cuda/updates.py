@@ -50,7 +50,7 @@ def update(
         "factors": np.array([s.learning_rate_factor for s, _ in pieces]),
         "decays": np.array([rule.weight_decay if s.decays else 0.0 for s, _ in pieces], np.float32),
     }
-    common = *map(arena.constant, table.values()), inputs.learning_rates, inputs.position
+    common = *map(arena.constant, table.values()), inputs.learning_rates, inputs.momentum_drop, inputs.position
     # The ticket counts thread blocks: the last block of a step's last kernel advances the position, because all other
     # blocks have read it by then.
     ticket = arena.take((1,), np.uint32)
@@ -60,7 +60,7 @@ def update(
         constants: list[Any] = [np.float64(rule.momentum), np.float64(rule.beta2), rule.eps, rule.decoupled]
     else:
         name, rule_slots = "sgd", [slots.get("velocity", gradients[:0])]
-        constants = [rule.momentum, rule.nesterov, rule.decoupled]
+        constants = [np.float64(rule.momentum), rule.nesterov, rule.decoupled]
     arguments = scalars([weights, gradients, *rule_slots, *common, ticket, is_last_kernel, *constants])
     tasks: list[Task] = [partial(device.launch, name, (len(pieces), 1), (THREADS, 1), arguments)]
     if isinstance(optimiser, Muon) and matrices:
