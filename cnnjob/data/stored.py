@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -110,7 +111,6 @@ class RowReader:
         # Also closes the file of a reader that is dropped without close(), for example if training fails to start.
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._is_slow = True
-        self._batch = BatchRead(self._descriptor, array.row_bytes)
         self._require_version(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -120,6 +120,11 @@ class RowReader:
     def __exit__(self, *error: object) -> None:
         """Close the file."""
         self.close()
+
+    @cached_property
+    def _batch(self) -> BatchRead:
+        """Reads many rows at once; created only for that, since removing the kernel's queue takes 10 ms and more."""
+        return BatchRead(self._descriptor, self._array.row_bytes)
 
     def __len__(self) -> int:
         """Return the number of rows."""

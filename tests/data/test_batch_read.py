@@ -40,6 +40,24 @@ def test_one_call_reads_many_rows(stored: StoredArray) -> None:
     np.testing.assert_array_equal(rows, ROWS[indices])
 
 
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"}, reason="numbers of the system calls are unknown")
+def test_rows_in_order_need_no_queue_of_the_kernel(stored: StoredArray) -> None:
+    """Removing a queue takes 10 ms and more, each time that a file is read."""
+
+    def count_queues() -> int:
+        return Path("/proc/self/maps").read_text().count("/[aio]")
+
+    before = count_queues()
+    with stored.open() as reader:
+        reader.read(3, np.empty((5, 7, 5), np.uint8))
+        reader[np.arange(10, 20)]
+        assert count_queues() == before
+        reader[np.array([4, 2, 9])]
+        assert count_queues() == before + 1
+        reader[np.array([9, 1])]
+        assert count_queues() == before + 1
+
+
 def test_a_part_beyond_the_end_and_a_closed_file_are_not_read(stored: StoredArray) -> None:
     indices = np.array([5, len(ROWS) - 1, 2])
     os.truncate(stored.path, OFFSET + ROWS.nbytes - 1)
