@@ -196,10 +196,14 @@ def _check_kind(summary: RunSummary, _: Record) -> None:
 
 def _read_job(summary: RunSummary, record: Record) -> None:
     frozen = summary.manifest or summary.run.manifest()  # raises with the reason if it is damaged
-    written_as, job = manifest_format(frozen), frozen["job"]  # not validated: other versions' jobs have different keys
+    written_as, job = manifest_format(frozen), frozen["job"]
     if written_as != FORMAT:
         job = older.translate(job)
         record.settings["format"] = written_as
+    with suppress(CnnjobError, *_UNREADABLE):  # a job of another version may have other keys
+        # Keys added since the run was made get their defaults: otherwise, later runs with the same settings would be
+        # in another group.
+        job = summary.job.model_dump(mode="json")
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]
     record.n_classes = len(data["class_names"]) if data.get("class_names") else None

@@ -11,6 +11,7 @@ from cnnjob import api, files
 from cnnjob.data.dataset import Dataset
 from cnnjob.errors import DataError, JobError
 from cnnjob.jobs.job import FORMAT, Job
+from cnnjob.jobs.json_files import SEAL, add_seal
 from cnnjob.reporting import groups, record
 from cnnjob.runs.run import UNSEALED, Run
 from cnnjob.slurm import diagnosis, next_command, status
@@ -173,6 +174,20 @@ def test_a_run_of_the_older_format_is_a_group_of_its_own() -> None:
     cnnjob("train", "toy.toml")
     found = groups.group_runs([record.read_record(run, run.name, pictures=False) for run in Run.all(Path("runs"))])
     assert {group.label for group in found} == {"format 2", "format –"}
+
+
+@pytest.mark.usefixtures("toys")
+def test_a_run_from_before_a_key_existed_stays_in_its_group() -> None:
+    cnnjob("train", "toy.toml")
+    run = Run.all(Path("runs"))[0]
+    content = json.loads(run.job_file.read_text())
+    del content["job"]["train"]["label_smoothing"]
+    for block in content["job"]["model"]["blocks"]:
+        del block["bias_epochs"]
+    run.job_file.write_text(json.dumps(add_seal({key: value for key, value in content.items() if key != SEAL})))
+    cnnjob("train", "toy.toml", "--set", "seed=1")
+    records = [record.read_record(run, run.name, pictures=False) for run in Run.all(Path("runs"))]
+    assert [(len(group.records), group.label) for group in groups.group_runs(records)] == [(2, "toy")]
 
 
 def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
