@@ -286,7 +286,12 @@ def test_svhn(tmp_path: Path, *, compressed: bool) -> None:
         ("a.mat", b"MATLAB 7.3", "a MATLAB file. Save its arrays with numpy.savez; or for SVHN, specify the folder"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file from another program"),
         ("train-images-idx3-ubyte", idx(TRAIN), "a single IDX file"),
-        ("a.txt", b"hello", "not a folder, an archive or an array file .found b'hello'"),
+        ("a.xyz", b"hello", "not a folder, an archive or an array file .found b'hello'"),
+        (
+            "fer2013.csv",
+            b"emotion,pixels",
+            r"text, not images .found b'emotion,pixels'.*contains pixels, read it in Python",
+        ),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:

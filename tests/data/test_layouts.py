@@ -744,3 +744,42 @@ def test_columns_of_classes_with_the_same_name_are_refused(tmp_path: Path) -> No
     table.write_text("path,cat,dog,cat\n1.png,1,0,0\n2.png,0,1,0\n")
     with pytest.raises(DataError, match=r"labels\.csv: two columns have the same name .found 'cat'.. Rename or remove"):
         prepared(root, labels=table, test_fraction=0.5)
+
+
+@pytest.mark.parametrize("names", [("HAM10000_images_part_1", "HAM10000_images_part_2"), ("images_001", "images_012")])
+def test_numbered_parts_of_a_collection_are_not_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    root = draw(tmp_path / "root", *(f"{name}/{number}.png" for number, name in enumerate(names * 2)))
+    message = r"root: the folders look like parts of a collection, not like classes"
+    with pytest.raises(DataError, match=message):
+        prepared(root, test_fraction=0.5)
+    (root / "metadata.csv").write_text("Image Index,Finding Labels\n0,a\n1,b\n2,b\n3,a\n")
+    with pytest.raises(DataError, match=message) as error:
+        prepared(root, test_fraction=0.5)
+    *_, question, command = str(error.value).splitlines()
+    assert question == "If metadata.csv contains the labels:"
+    assert f"--labels {root}/metadata.csv" in command
+    done = prepared(root, labels=root / "metadata.csv", test_fraction=0.5)
+    assert done.dataset.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "names", [("class1", "class2"), ("c0", "c1"), ("level_1", "level_2"), ("images_cat", "images_dog")]
+)
+def test_other_numbered_folders_are_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    root = draw(tmp_path / "root", *(f"{name}/{number}.png" for number, name in enumerate(names * 2)))
+    assert prepared(root, test_fraction=0.5).dataset.class_names == names
+
+
+def test_images_with_the_same_names_in_two_folders_need_a_subfolder(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", *(f"{split}/{number}.png" for split in ("train", "test") for number in range(4)))
+    (tmp_path / "labels.csv").write_text("id,label\n0,a\n1,b\n2,b\n3,a\n")
+    with pytest.raises(DataError, match=r"or specify a subfolder such as .*root/train\. Paths are relative"):
+        prepared(root, labels=tmp_path / "labels.csv", test_fraction=0.5)
+    assert prepared(root / "train", labels=tmp_path / "labels.csv", test_fraction=0.5).created
+
+
+def test_json_is_not_a_table(tmp_path: Path) -> None:
+    root = draw(tmp_path / "root", "1.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "label": "cat"}\n')
+    with pytest.raises(DataError, match=r"metadata\.jsonl: JSON, not a table. Save it as CSV"):
+        prepared(root, labels=tmp_path / "metadata.jsonl", test_fraction=0.5)

@@ -134,6 +134,12 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
     for signature, description, advice in _OTHER_FILES:
         if start.startswith(signature):
             raise DataError(f"{source}: {description}. {advice}")
+    if source.suffix.lower() in {".csv", ".tsv", ".txt", ".json", ".jsonl"}:
+        raise DataError(
+            f"{source}: text, not images (found {start[:20]!r}). If it contains labels of image files, specify their "
+            f"folder, and --labels {shlex.quote(str(source))}. If it contains pixels, read it in Python, and pass the "
+            "arrays to cnnjob.prepare(images=…, labels=…, name=…)"
+        )
     raise DataError(
         f"{source}: not a folder, an archive or an array file (found {start[:8]!r}). Specify the image folder"
     )

@@ -18,6 +18,7 @@ from cnnjob.files import read_bytes, sha256_of
 MAX_PIXELS = 2_000_000  # per prepared image; a colour image of this size has 6 MB and must fit into one HDF5 chunk
 _MAX_SUGGESTED_SIDE = 224
 MAX_LABEL_BYTES = 256 << 20
+_TABLES = (".csv", ".tsv")
 _SHOWN = 5
 _SHOWN_COPIES = 3
 
@@ -242,14 +243,9 @@ def read_folder(
         content = read_bytes(options.labels, MAX_LABEL_BYTES)
         layout = layout_of_labels(content, str(options.labels), listing.files, str(tree.root))
         sources["labels"] = sha256_of(content)
+        require_several_classes(layout.class_names, str(options.labels), "Add images of other classes")
     else:
-        layout = find_layout(listing, str(tree.root), _annotations(tree, listing))
-    advice = "Specify the folder that contains the class folders, or a table of labels with --labels FILE"
-    require_several_classes(
-        layout.class_names,
-        str(options.labels or tree.root),
-        "Add images of other classes" if options.labels else advice,
-    )
+        layout = _layout_of_folders(tree, listing, options)
     layout = _with_test_split(layout, options, tree)
     found = survey(tree, layout, options, progress=progress)
     if len(found.faults) > options.skip_damaged:
@@ -282,6 +278,26 @@ def read_folder(
         sum(map(len, found.splits.values())),
         listing,
     )
+
+
+def _layout_of_folders(tree: FolderTree, listing: Listing, options: FolderOptions) -> FolderLayout:
+    """Return the layout of a folder.
+
+    Raises:
+        DataError: the layout is not clear; the message suggests a table in the folder that may contain the labels.
+    """
+    try:
+        layout = find_layout(listing, str(tree.root), _annotations(tree, listing))
+        advice = "Specify the folder that contains the class folders, or a table of labels with --labels FILE"
+        require_several_classes(layout.class_names, str(tree.root), advice)
+    except DataError as error:
+        tables = [path for path in listing.left_out if path.lower().endswith(_TABLES)]
+        if not tables or not tree.root.is_dir():
+            raise
+        table = next((path for path in tables if "train" in path.lower()), tables[0])
+        command = options.command(labels=tree.root / table)
+        raise DataError(f"{error}.\nIf {table} contains the labels:\n  {command}") from error
+    return layout
 
 
 def _annotations(tree: FolderTree, listing: Listing) -> dict[str, str] | None:

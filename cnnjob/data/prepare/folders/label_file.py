@@ -15,9 +15,9 @@ from cnnjob.files import A_GIT_LFS_POINTER, GIT_LFS_POINTER
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "filepath", "filenames", "image", "imagepath", "imagename", "imagefile", "img",
-             "imgname", "imgpath", "imageid", "imgid", "id", "idcode", "name"),
+             "imgname", "imgpath", "imageindex", "imageid", "imgid", "id", "idcode", "name"),
     "label": ("label", "labels", "class", "classname", "classid", "category", "target", "species", "breed",
-              "diagnosis", "dx"),
+              "diagnosis", "findinglabels", "dx"),
     "split": ("split", "set", "subset", "partition", "datasplit", "usage"),
 }  # fmt: skip
 """Accepted names for each column, in order of preference; case, spaces, hyphens and underscores are ignored."""
@@ -120,6 +120,8 @@ def _parse_table(content: bytes, where: str) -> tuple[list[_Row], str]:
         raise DataError(f"{where}: {A_GIT_LFS_POINTER}")
     if content.startswith(b"PK"):
         raise DataError(f"{where}: an Excel workbook or a zip archive, not a text file. Save the table as CSV")
+    if content.lstrip().startswith((b"{", b"[")):
+        raise DataError(f"{where}: JSON, not a table. Save it as CSV, for example with pandas.read_json and to_csv")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -260,10 +262,14 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
             problems.append(f"{row.path} on line {row.line}: no such file{hint}")
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        # As in competitions, whose training and test images have the same names.
+        subfolders = sorted({path.partition("/")[0] for path in files if "/" in path})
+        is_ambiguous = any("several files match" in problem for problem in problems) and subfolders
+        narrower = f", or specify a subfolder such as {root}/{subfolders[-1]}" if is_ambiguous else ""
         raise DataError(
             f"{where}: could not match {plural(len(problems), 'row')} to images in {root} (found:\n  "
             + "\n  ".join(problems[:_SHOWN])
-            + f"{more}).\nCorrect or remove them. Paths are relative to {root}"
+            + f"{more}).\nCorrect or remove them{narrower}. Paths are relative to {root}"
         )
     return named
 

@@ -27,6 +27,8 @@ _IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "jpg
 _NO_CLASS_PARTS = frozenset({"mask", "masks", "annotations", "labels", "thumbnails", "thumbs", "segmentation"})
 """Names of folders that may be next to the images of a class, but do not contain images of that class."""
 _UNLABELLED = frozenset({"unlabeled", "unlabelled", "unlabeled_data", "holdout"})
+_PARTS = frozenset({*_IMAGE_FOLDERS, "part", "parts", "batch", "chunk", "fold", "shard", "archive", "vol", "volume"})
+"""Words in the names of numbered folders into which a collection of images is divided, as in images_part_1."""
 _MAX_CLASSES = 1 << 16  # labels have at most 16 bits
 _SHOWN = 10
 ANNOTATIONS = "val_annotations.txt"
@@ -331,6 +333,12 @@ def _require_no_splits(names: list[str], where: str) -> None:
         raise DataError(
             f"{where}: the folders seem to contain images and annotations, not classes (found {_join_names(names)}). "
             "Specify a table of the images' labels, with --labels FILE"
+        )
+    stem, *others = {re.sub(r"\d+", "#", name) for name in lower}
+    if len(names) > 1 and not others and _PARTS.intersection(re.findall("[a-z]+", stem)):
+        raise DataError(
+            f"{where}: the folders look like parts of a collection, not like classes (found {_join_names(names)}). Put "
+            "the images of each class in a separate folder, or specify a table of labels with --labels FILE"
         )
 
 
