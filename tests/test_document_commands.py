@@ -71,6 +71,7 @@ HERE = {
     "cnnjob show cifar10-course": "",
     "cnnjob train cifar10-course": EPOCH,
     "cnnjob train cifar10-course --set seed=1": EPOCH,
+    "cnnjob train mnist-course --set seed=1": EPOCH,
     "cnnjob train cifar10-baseline": SMALL,
     "cnnjob train cifar10-small --set seed=1": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mine": EPOCH,
