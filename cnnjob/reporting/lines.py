@@ -165,7 +165,7 @@ def axis_limits(lines: Sequence[Line], measure: Measure, *, logarithmic: bool | 
     Args:
         lines: the lines of a chart.
         measure: the measure of the lines; the axis does not extend above 100 % for accuracies, or below 0 if no value
-            is negative.
+            is negative; for learning rates, it begins at 0.
         logarithmic: whether the axis is logarithmic; by default, if the values are losses that differ by a factor of
             more than ``_LOG_RATIO``.
 
@@ -186,6 +186,8 @@ def axis_limits(lines: Sequence[Line], measure: Measure, *, logarithmic: bool | 
             return None
         factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # high / low could overflow
         return Limits(low / factor, high * factor, is_logarithmic=True)
+    if measure == "learning rate" and values.min() >= 0:
+        low = 0.0  # the start of a schedule alone would have ticks such as 0.01998
     margin = _MARGIN * (high - low)
     bottom = 0.0 if values.min() >= 0 else -math.inf
     return Limits(max(low - margin, bottom), min(high + margin, 100.0 if measure == "accuracy" else math.inf))

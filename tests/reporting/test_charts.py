@@ -151,6 +151,12 @@ def test_a_run_has_the_learning_rate_of_its_history() -> None:
     assert drawn.lines[0].d == "M1 0.1L2 0.05L3 0"
     assert not drawn.marks
     assert build_run_chart(Curve("tiny", history | {"learning_rate": np.full(3, np.nan)}), "learning rate") is None
+    slow = build_run_chart(
+        Curve("tiny", history | {"learning_rate": np.array([0.02, 0.01999, 0.01998])}), "learning rate"
+    )
+    assert slow is not None
+    assert slow.up.ends[0] == 0
+    assert max(len(tick.label) for tick in slow.up.ticks()) <= len("0.005")
 
 
 def test_a_group_has_its_seeds_and_their_mean_with_a_band() -> None:
