@@ -783,3 +783,13 @@ def test_json_is_not_a_table(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "label": "cat"}\n')
     with pytest.raises(DataError, match=r"metadata\.jsonl: JSON, not a table. Save it as CSV"):
         prepared(root, labels=tmp_path / "metadata.jsonl", test_fraction=0.5)
+
+
+def test_workbooks_beside_class_folders_are_not_images(tmp_path: Path) -> None:
+    root = draw(
+        tmp_path / "root", *(f"COVID-19/{name}/{number}.png" for name in ("COVID", "Normal") for number in "12")
+    )
+    (root / "COVID-19" / "COVID.metadata.xlsx").write_bytes(b"PK")
+    done = prepared(root, test_fraction=0.5)
+    assert done.dataset.class_names == ("COVID", "Normal")
+    assert "COVID.metadata.xlsx" in done.warnings[0]

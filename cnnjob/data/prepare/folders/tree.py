@@ -18,6 +18,7 @@ _CLUTTER = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+fo
 _NO_IMAGES = frozenset({
     *("txt", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "md", "rst", "html", "log", "ini", "cfg"),
     *("readme", "license", "licence", "changelog", "copying", "authors", "makefile"),  # without a suffix
+    *("xls", "xlsx", "ods", "doc", "docx", "odt", "rtf", "parquet", "feather"),
     *("mat", "npy", "npz", "pkl", "h5", "hdf5", "db", "sqlite", "py", "ipynb", "sh", "lst", "names", "cache"),
 })  # fmt: skip
 _IMAGE_SUFFIXES = frozenset({
