@@ -1,5 +1,6 @@
 """Winograd's method against patches in float64, its rounding errors in float32, and where it is used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from cnnjob import nn
 from cnnjob.nn.arena import Arena, HostMemory
 from cnnjob.nn.cpu.conv import conv
 from cnnjob.nn.cpu.winograd import MIN_CHANNELS, POINTS, tile_side, winograd
-from cnnjob.nn.tensors import ForwardBackward, Tensor
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 from tests.nn.bench import distance
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +30,7 @@ class Planned:
     tasks: ForwardBackward
 
     def run(self, x: Array, dy: Array | None) -> list[Array]:
-        """The output, and the gradients where dy is given."""
+        """Return the output and, if dy is given, the gradients."""
         self.x.value[...] = x
         self.tasks.forward()
         if dy is None:
@@ -70,6 +71,21 @@ def plan(
     for name, array in values.items():
         planned.w[name][...] = array
     return planned
+
+
+class InterruptedWorkers(nn.Workers):
+    """Workers that can be interrupted in the middle of any list of tasks."""
+
+    fails = False
+
+    def distribute(self, tasks: Sequence[Task], work: int) -> Task:
+        def run() -> None:
+            for number, task in enumerate(tasks):
+                if self.fails and number == len(tasks) // 2:
+                    raise KeyboardInterrupt
+                task()
+
+        return run
 
 
 @st.composite
@@ -118,8 +134,8 @@ def test_cache_blocks_of_unequal_size_add_up() -> None:
 @pytest.mark.parametrize(("m", "pool", "value"), [(2, 2, 1.0), (4, 2, 0.0), (4, 4, 0.0), (6, 3, 0.0)])
 @pytest.mark.parametrize("activation", ["relu", "none"])
 def test_tied_maxima_go_to_the_first_in_row_major_order(m: int, pool: int, value: float, activation: Any) -> None:
-    """Images of one colour, for which no transform rounds: all outputs away from the border are equal."""
-    block, shape = nn.Conv(12, pad=0, pool=pool, activation=activation, bias=True, bias_init=0.5), (2, 14, 14, 12)
+    """Images of one colour, for which no transform rounds: all outputs are equal."""
+    block, shape = nn.Conv(12, pad=0, pool=pool, activation=activation, bias=True), (2, 14, 14, 12)
     x, dy = np.full(shape, value), np.ones((2, *block.output_shape(shape[1:])))
     results = []
     for side in (m, None):
@@ -142,7 +158,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("case", "m"), ERRORS, ids=str)
 def test_rounding_errors_in_float32(case: tuple[int, int, int, int, int], m: int) -> None:
-    """Of outputs and gradients, relative to the largest, against patches in float64."""
+    """Errors of outputs and gradients, compared with patches in float64, are small relative to the largest value."""
     N, side, C, F, pool = case
     block = nn.Conv(F, pool=pool, activation="none", bias=False)
     planned, exact = plan(block, (N, side, side, C), None, np.float32), plan(block, (N, side, side, C), None)
@@ -207,6 +223,34 @@ def test_weights_that_are_not_trained_may_change(trains: str) -> None:
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(c, d)
     assert not np.array_equal(first[0], planned.y.value)
+
+
+def test_rounding_errors_if_all_values_are_positive() -> None:
+    """The sums of the gradients at the points are largest then."""
+    block, shape = nn.Conv(32, activation="none", bias=False), (8, 30, 30, 32)
+    planned, exact = plan(block, shape, 6, np.float32), plan(block, shape, None)
+    x, dy = (np.abs(np.random.default_rng(seed).normal(size=shape)).astype(np.float32) for seed in (0, 1))
+    exact.w["weights"][...] = np.abs(exact.w["weights"]).astype(np.float32)
+    planned.w["weights"][...] = exact.w["weights"]
+    for tiled, expected in zip(planned.run(x, dy), exact.run(x, dy), strict=True):
+        assert distance(tiled, expected) <= 2.5e-5
+
+
+def test_an_interrupted_transform_is_repeated() -> None:
+    """A failure between the old weights' transform and the new one's must not leave the old one in use."""
+    block, shape = nn.Conv(MIN_CHANNELS, activation="none", bias=False), (8, 16, 16, MIN_CHANNELS)
+    x = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    workers = InterruptedWorkers(1)
+    planned, other = (plan(block, shape, 4, np.float32, trains="", workers=w) for w in (workers, nn.Workers(1)))
+    planned.run(x, None)
+    for factor in (3, 1 / 3):
+        for each in (planned, other):
+            each.w["weights"] *= factor
+        workers.fails = True
+        with pytest.raises(KeyboardInterrupt):
+            planned.run(x, None)
+        workers.fails = False
+        np.testing.assert_array_equal(planned.run(x, None)[0], other.run(x, None)[0])
 
 
 @pytest.mark.parametrize("count", [2, 3])

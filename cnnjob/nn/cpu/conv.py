@@ -10,7 +10,7 @@ the arrays of a block fit in a core's cache. The backward pass gathers the patch
 than storing the patches of the whole batch. Only patches with few channels are stored, since they are small, and slow
 to gather.
 
-For most kernels of 3×3 pixels and stride 1, :mod:`cnnjob.nn.cpu.winograd` is faster and takes the place of patches.
+In float32, most 3×3 convolutions of stride 1 with at least 12 channels and filters use :mod:`cnnjob.nn.cpu.winograd`.
 """
 
 from functools import partial

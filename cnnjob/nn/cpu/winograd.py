@@ -1,23 +1,25 @@
 """Conv block in NumPy by Winograd's method: 3×3 kernels of stride 1, with fewer multiplications than with patches.
 
 The output of the convolution is split into tiles of m×m pixels, each of which is computed from α×α pixels of the input,
-with α = m + 2. Pixels are the coefficients of a polynomial in two variables, so that the convolution of a tile becomes
-a product of polynomials, which is computed point by point from their values at α×α points (Cook 1966,
-Winograd 1980). With g the kernel, d the input of a tile, and ⊙ the product at each point, summed over the channels
-(Lavin & Gray 2016, eq. 8 and 10):
+with α = m + 2. With g the kernel, d the input of a tile, and ⊙ the elementwise product, summed over the channels
+(Lavin & Gray 2016, §4):
 
-    y = Aᵀ·[(G·g·Gᵀ) ⊙ (Bᵀ·d·B)]·A
+    y = Aᵀ·[U ⊙ V]·A,  U = G·g·Gᵀ,  V = Bᵀ·d·B
 
-Per channel, an output pixel needs α²/m² multiplications instead of 9: 2.25 with m = 4. All factors are matrix products:
-Bᵀ·d·B is one product along the height and one along the width, with the matrices of adjacent tiles overlapping by two
-pixels; the product at the points has the channels as its inner dimension; and Aᵀ·[…]·A is one product with the
-Kronecker product Aᵀ ⊗ Aᵀ. Each function below plans one factor together with its exact adjoint for the backward pass.
+The adjoint, dd = B·[U ⊙ (A·dy·Aᵀ)]·Bᵀ, is the product of two polynomials in two variables, whose coefficients are g and
+dy: G and A evaluate them at α×α points, and B interpolates the product (Cook 1966). The transpose of this algorithm is
+the convolution (Winograd 1980).
+
+Per channel, an output pixel needs α²/m² multiplications instead of 9: 2.25 with m = 4. All steps are matrix products:
+Bᵀ·d·B is one along the height and one along the width, with the matrices Bᵀ of all tiles in one banded matrix; U ⊙ V is
+one per point, with the channels as its inner dimension; and Aᵀ·[…]·A is one with the Kronecker product Aᵀ ⊗ Aᵀ. Each
+function below that plans a step also plans its adjoint for the backward pass.
 
 Between the products, the values of all tiles at the same point or pixel are adjacent in memory. ReLU and max-pooling
-are applied in this order, in which they run over long rows, before the pixels are copied to the image. As in
+are applied in this layout, whose rows are long, before the pixels are copied to the image. As in
 :mod:`cnnjob.nn.cpu.conv`, a batch is split into shards, and a shard into cache blocks.
 
-The transforms lose accuracy (see :data:`POINTS`), so this method is used only in float32.
+The transforms lose accuracy (see :data:`POINTS`). In float64, which gradient checks use, patches are therefore kept.
 """
 
 from dataclasses import dataclass
@@ -39,8 +41,9 @@ POINTS = {
 }
 """Finite points by tile side m; infinity is the last point.
 
-Of the points tried, these have the smallest rounding errors. In float32, relative to the largest value, errors are at
-most 5·10⁻⁶, and 1.2·10⁻⁵ with m = 6.
+The rounding errors depend on the points, which were chosen by measurement. In float32, with normally distributed values
+and at most 512 channels, the errors of outputs and gradients are at most 5·10⁻⁶ of the largest value, and 1.2·10⁻⁵ with
+m = 6. They are larger with more channels and, with m = 6, if all output gradients have the same sign (2·10⁻⁵).
 """
 MAX_CHANNELS_OF_LARGE_TILES = 32
 """Maximum number of channels and of filters with m = 6, since the rounding error grows with the number of channels."""
@@ -51,7 +54,7 @@ LOADING_TILES = 16
 CACHE_BLOCK_BYTES = 2_000_000
 """Target size of the values at the points of a cache block."""
 MIN_TILES = 64
-"""Target number of tiles in a cache block with many channels; with fewer, the products would be inefficient."""
+"""Minimum number of tiles of a cache block, if the shard has as many; with fewer, the products would be inefficient."""
 TRANSFORMED_PIXELS = 12
 """Target number of rows of a banded matrix per product: more rows make longer products, but with more zeros."""
 MAX_PRODUCT = 300_000
@@ -59,7 +62,7 @@ MAX_PRODUCT = 300_000
 ROW_GAP = 16
 """Number of unused values after each row of a matrix.
 
-If the distance of rows were a power of two, all values of a column would compete for the same few places in the cache.
+If the distance between rows were a power of two, the values of a column would compete for the same places in the cache.
 """
 
 Arrays = dict[str, Array]
@@ -97,7 +100,7 @@ def winograd(
     H, W = (side * block.pool for side in y.value.shape[1:3])
     tiling = _Tiling(m, (H, W), x.padded.shape[1:3], y.value.dtype)
     shards = split_evenly(len(y.value), SHARDS)
-    kernel = _TransformedKernel(workers, arena, tiling, w, dw, len(shards), with_turned=x.trainable)
+    kernel = _TransformedKernel(workers, arena, tiling, w, dw, len(shards), with_transposed=x.trainable)
     steps = [_plan_shard(arena, block, x, y, kernel, number, shard) for number, shard in enumerate(shards)]
     tasks = distribute_shards(workers, steps, work=block.pool**2 * y.value.size * x.value.shape[-1])
 
@@ -115,24 +118,24 @@ def winograd(
 class _Tiling:
     """Tiles of an image, and the matrices of the transforms.
 
-    In shapes, m is the side of a tile of the output in pixels, α = m + 2 that of a tile of the input and the number of
-    points per axis, n the number of images of a cache block, (rows, columns) the number of tiles of an image, and
-    T = n·rows·columns the number of tiles of the cache block.
+    In shapes, m is the side of an output tile in pixels, α = m + 2 that of an input tile and the number of points per
+    axis, n the number of images of a cache block, (rows, columns) the number of tiles of an image, and T the number of
+    tiles of the cache block, n·rows·columns.
     """
 
     def __init__(self, m: int, size: tuple[int, int], padded_size: tuple[int, ...], dtype: Any) -> None:
         """Tile an output of ``size`` pixels before pooling, computed from an input of ``padded_size`` pixels."""
         self.m, self.alpha, self.size = m, m + 2, size
         self.rows, self.columns = (-(-side // m) for side in size)
-        # Powers of the points, as many as the kernel, the input or the output have coefficients; infinity yields the
-        # coefficient of the highest power.
+        # Powers of the points, as many as the kernel or the output of a tile has coefficients; the row of infinity
+        # selects the coefficient of the highest power.
         powers = {n: np.vander((*POINTS[m], 0.0), n, increasing=True) for n in (3, m)}
         for n, matrix in powers.items():
             matrix[-1] = np.arange(n) == n - 1
         self.kernel_transform: Array = np.kron(powers[3], powers[3]).astype(dtype)
         """G ⊗ G, (α², 9)."""
-        products = np.kron(powers[m].T, powers[m].T)
-        self.output_transform: Array = np.hstack([products, np.ones((m * m, 1))]).astype(dtype)
+        to_pixels = np.kron(powers[m].T, powers[m].T)
+        self.output_transform: Array = np.hstack([to_pixels, np.ones((m * m, 1))]).astype(dtype)
         """Aᵀ ⊗ Aᵀ, with a last column for the bias, (m², α² + 1)."""
         self.height_transform, self.width_transform = (
             self._input_transform(tiles, side).astype(dtype)
@@ -152,8 +155,7 @@ class _Tiling:
             others = np.delete(points, i)
             Bt[i, :-1] = np.poly(others)[::-1] / np.prod(point - others)
         Bt[-1] = np.poly(points)[::-1]
-        # The last tile may extend beyond the image, whose pixels count as zero there; pixels that no output needs may
-        # follow the last tile.
+        # The last tile may extend beyond the image, where pixels count as zero; or no output needs the last pixels.
         banded = np.zeros((tiles * self.alpha, max(tiles * self.m + 2, side)))
         for tile in range(tiles):
             banded[tile * self.alpha :, tile * self.m :][: self.alpha, : self.alpha] = Bt
@@ -172,7 +174,7 @@ class _TransformedKernel:
         dw: Arrays,
         shards: int,
         *,
-        with_turned: bool,
+        with_transposed: bool,
     ) -> None:
         """Allocate buffers for ``shards`` shards, and for the transposed kernel if the input gradient is needed."""
         _, _, C, F = w["weights"].shape
@@ -181,47 +183,51 @@ class _TransformedKernel:
         self.bias, self.trainable, self.bias_trainable = w.get("bias"), "weights" in dw, "bias" in dw
         self.at_points = arena.take((points, C, F), dtype)
         """G·g·Gᵀ, (α², C, F)."""
-        self.turned_at_points = arena.take((points if with_turned else 0, F, C), dtype)
+        self.transposed_at_points = arena.take((points if with_transposed else 0, F, C), dtype)
         """The same with channels and filters swapped, (α², F, C)."""
         self.sums = arena.take((shards if self.trainable else 0, 9, C * F), dtype)
         """Gradient of the weights, summed over each shard, (shards, 9, C·F)."""
         self.bias_sums = arena.take((shards if self.bias_trainable else 0, F), dtype)
         """Gradient of the bias, summed over each shard, (shards, F)."""
-        # The weights from which `at_points` was computed, if they can stay the same for many steps.
-        self._transformed = arena.take((0 if self.trainable else 9, C, F), dtype)
-        turned = arena.take((9 if with_turned else 0, F, C), dtype)
+        # If the weights are not trained: those that `at_points` was computed from, and where they are still the same.
+        self._source = arena.take((0 if self.trainable else 9, C, F), dtype)
+        self._is_same = arena.take(self._source.shape, bool)
+        transposed = arena.take((9 if with_transposed else 0, F, C), dtype)
 
-        def transform(source: Array, target: Array, count: int, part: slice) -> Task:
-            values = slice(part.start * count, part.stop * count)
-            inputs, outputs = source.reshape(9, -1)[:, values], target.reshape(points, -1)[:, values]
-            return partial(np.matmul, tiling.kernel_transform, inputs, out=outputs)
+        def transform(taps: Array, at_points: Array, part: slice) -> Task:
+            values = slice(part.start * taps.shape[-1], part.stop * taps.shape[-1])
+            source, target = taps.reshape(9, -1)[:, values], at_points.reshape(points, -1)[:, values]
+            return partial(np.matmul, tiling.kernel_transform, source, out=target)
 
-        def transform_turned(filters: slice) -> Task:
-            transform_filters = transform(turned, self.turned_at_points, C, filters)
+        def transform_transposed(filters: slice) -> Task:
+            transform_filters = transform(transposed, self.transposed_at_points, filters)
 
             def run() -> None:
-                np.copyto(turned[:, filters], self._weights[..., filters].swapaxes(1, 2))
+                np.copyto(transposed[:, filters], self._weights[..., filters].swapaxes(1, 2))
                 transform_filters()
 
             return run
 
-        tasks = [transform(self._weights, self.at_points, F, channels) for channels in split_evenly(C, SHARDS)]
-        tasks += [transform_turned(filters) for filters in split_evenly(F, SHARDS) if with_turned]
-        self._transform_weights = workers.distribute(tasks, work=self.at_points.size + self.turned_at_points.size)
-        sums = [
+        tasks = [transform(self._weights, self.at_points, channels) for channels in split_evenly(C, SHARDS)]
+        tasks += [transform_transposed(filters) for filters in split_evenly(F, SHARDS) if with_transposed]
+        self._transform_weights = workers.distribute(tasks, work=self.at_points.size + self.transposed_at_points.size)
+        sum_tasks = [
             partial(np.add.reduce, self.sums[..., part], axis=0, out=dw["weights"].reshape(9, -1)[:, part])
             for part in split_evenly(C * F, SHARDS)
             if self.trainable
         ]
-        self._sum_weights = workers.distribute(sums, work=self.sums.size)
+        self._sum_weights = workers.distribute(sum_tasks, work=self.sums.size)
 
     def load_parameters(self) -> None:
-        """Transform the current weights, unless they are still the same as in the last step."""
-        if not self.trainable:
-            if np.array_equal(self._transformed, self._weights):
-                return
-            np.copyto(self._transformed, self._weights)
-        self._transform_weights()
+        """Transform the current weights, unless they are not trained and have not changed since the last call."""
+        if self.trainable:
+            self._transform_weights()
+            return
+        np.equal(self._source, self._weights, out=self._is_same)
+        if not self._is_same.all():
+            self._source.fill(np.nan)  # equal to no weights, in case the transform is interrupted
+            self._transform_weights()
+            np.copyto(self._source, self._weights)
 
     def sum_shards(self) -> None:
         """Sum the gradients of all shards into the gradients of the weights and bias."""
@@ -232,13 +238,13 @@ class _TransformedKernel:
 
 @dataclass(frozen=True)
 class _Buffers:
-    """Buffers of a few images, in scratch memory except for the masks."""
+    """Buffers of a cache block, in scratch memory except for the masks."""
 
     images: slice
     gradient: Array
     """Gradient of the transformed kernel, summed over the shard's cache blocks so far, (α, α, C, F)."""
     product: Array
-    """Contribution of this cache block, (α, α, C, F)."""
+    """Contribution of this cache block, (α, α, C, F); empty in a shard's first cache block."""
     lines: Array
     """Input, or its gradient, transformed along the height, (n, rows·α, padded width, C)."""
     inputs: Array
@@ -258,9 +264,18 @@ class _Buffers:
 
     @classmethod
     def take(
-        cls, arena: Arena, block: Conv, x: Tensor, y: Tensor, kernel: _TransformedKernel, shard: int, images: slice
+        cls,
+        arena: Arena,
+        block: Conv,
+        x: Tensor,
+        y: Tensor,
+        kernel: _TransformedKernel,
+        shard: int,
+        images: slice,
+        *,
+        is_first: bool,
     ) -> "_Buffers":
-        """Allocate the buffers of a cache block."""
+        """Allocate the buffers of a cache block; ``is_first`` is true for the first one of its shard."""
         tiling, n, C, F = kernel.tiling, images.stop - images.start, x.value.shape[-1], block.filters
         m, alpha, P = tiling.m, tiling.alpha, block.pool
         row = n * tiling.rows * tiling.columns * F
@@ -268,7 +283,7 @@ class _Buffers:
         inputs_shape = (alpha, n, tiling.rows, tiling.columns * alpha, C)
         shapes = [
             gradient_shape,  # first, so that all cache blocks of a shard have it at the same address
-            gradient_shape,
+            (0,) if is_first else gradient_shape,
             (n, tiling.rows * alpha, x.padded.shape[2], C),
             inputs_shape,
             inputs_shape if x.trainable else (0,),
@@ -296,8 +311,9 @@ def _plan_shard(
     images_per_block = max(1, max(MIN_TILES, CACHE_BLOCK_BYTES // tile_bytes) // (tiling.rows * tiling.columns))
     steps = []
     for images in split_shard(shard, -(-(shard.stop - shard.start) // images_per_block)):
-        buffers = _Buffers.take(arena, block, x, y, kernel, number, images)
-        steps.append(_plan_cache_block(block, buffers, x, y, kernel, number, is_first=images.start == shard.start))
+        is_first = images.start == shard.start
+        buffers = _Buffers.take(arena, block, x, y, kernel, number, images, is_first=is_first)
+        steps.append(_plan_cache_block(block, buffers, x, y, kernel, number, is_first=is_first))
     gradient = buffers.gradient.reshape(tiling.alpha**2, -1)  # at the same address in all cache blocks
     backwards = [step.backward for step in steps]
 
@@ -344,6 +360,7 @@ def _plan_input_transform(buffers: _Buffers, x: Tensor, tiling: _Tiling) -> Forw
         for start in range(0, len(matrix), rows):
             part = matrix[start : start + rows]
             used = np.flatnonzero(part.any(axis=0))
+            # Pixels that no output needs still get a gradient, of 0.
             window = slice(used[0], used[-1] + 1) if len(used) else slice(1)
             out = target[..., start : start + rows, :]
             tasks.append(partial(np.matmul, part[:, window].copy(), source[..., window, :], out=out))
@@ -371,7 +388,7 @@ def _plan_point_products(
         array.reshape(alpha, -1, alpha, C).swapaxes(1, 2) for array in (buffers.inputs, buffers.d_inputs)
     )
     M = buffers.at_points[:-1].reshape(alpha, alpha, -1, F)
-    U, Ut = kernel.at_points.reshape(alpha, alpha, C, F), kernel.turned_at_points.reshape(-1, alpha, F, C)
+    U, Ut = kernel.at_points.reshape(alpha, alpha, C, F), kernel.transposed_at_points.reshape(-1, alpha, F, C)
 
     def backward() -> None:
         if kernel.trainable:
@@ -393,16 +410,21 @@ def _plan_output_transform(
     limit = max(1, MAX_PRODUCT // (matrix.size * F))
     tiles_per_product = max(count for count in range(1, min(limit, tiles) + 1) if tiles % count == 0)
 
-    def plan_products(matrix: Array, source: Array, target: Array) -> Task:
+    def plan_products(part: Array, source: Array, target: Array) -> Task:
         # (rows, T·F) as (products, rows, columns of a product)
-        sources, out = (rows.reshape(len(rows), -1, tiles_per_product * F).swapaxes(0, 1) for rows in (source, target))
-        return partial(np.matmul, matrix, sources, out=out)
+        sources, out = (
+            array.reshape(len(array), -1, tiles_per_product * F).swapaxes(0, 1) for array in (source, target)
+        )
+        return partial(np.matmul, part, sources, out=out)
 
     bias = buffers.at_points[-1].reshape(tiles, F)
-    with_bias, with_gradient = (None if used else -1 for used in (kernel.bias is not None, kernel.bias_trainable))
-    transform = plan_products(matrix[:, :with_bias].copy(), buffers.at_points[:with_bias], buffers.pixels)
+    # The row of the bias is left out if there is none, or if it has no gradient.
+    rows, gradient_rows = (
+        len(buffers.at_points) - (not has_bias) for has_bias in (kernel.bias is not None, kernel.bias_trainable)
+    )
+    transform = plan_products(matrix[:, :rows].copy(), buffers.at_points[:rows], buffers.pixels)
     transform_gradient = plan_products(
-        matrix.T[:with_gradient].copy(), buffers.pixels, buffers.at_points[:with_gradient]
+        matrix.T[:gradient_rows].copy(), buffers.pixels, buffers.at_points[:gradient_rows]
     )
 
     def forward() -> None:
@@ -424,7 +446,8 @@ def _plan_output_transform(
 def _plan_pooling(buffers: _Buffers, block: Conv, m: int) -> ForwardBackward:
     """Plan ReLU and max-pooling of the pixels.
 
-    Among equal maxima, the first in row-major order receives the gradient.
+    Among equal maxima, the first in row-major order receives the gradient. In a uniform area other than zero, rounding
+    may make pixels unequal that are equal with patches.
     """
     P, relu, out, masks = block.pool, block.activation == "relu", buffers.pooled, buffers.masks
     windows = buffers.pixels.reshape(m // P, P, m // P, P, -1)
