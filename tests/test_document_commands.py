@@ -21,6 +21,7 @@ HERE = {
     "cnnjob bench": f"conv-64-128 {ROUND}",
     "cnnjob bench cifar10-baseline --rounds 6": ROUND,
     "cnnjob bench cifar10-small --rounds 4": ROUND,
+    "cnnjob bench cifar10-resnet --rounds 4": ROUND,
     "cnnjob bench conv-64-128 --rounds 6": ROUND,
     "cnnjob bench data": f"--gigabytes 0.01 {ROUND}",
     "cnnjob bench data --gigabytes 8": f"--gigabytes 0.01 {ROUND}",
