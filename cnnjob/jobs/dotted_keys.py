@@ -68,7 +68,7 @@ def require_no_conflict(applied: Mapping[tuple[str, ...], str], key: tuple[str, 
 
 
 def _kind_in(table: str, key: tuple[str, ...]) -> str | None:
-    """Return the kind that a key belongs to; None if it is not inside this table of :data:`KINDS`."""
+    """Return the kind, such as ``sgd``, that a key selects in a table of :data:`KINDS`; None for keys outside it."""
     names = tuple(table.split("."))
     return key[len(names)] if key[: len(names)] == names and len(key) > len(names) else None
 

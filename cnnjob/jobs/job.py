@@ -13,7 +13,7 @@ effect only because of another key's value is dropped when the job is read, so t
 - dropout at rate 0, if no other dropout block follows;
 - an order of operations in a conv block that gives the same results as the usual order;
 - alternating flips, if there is only one epoch;
-- ``bias_epochs`` of at least the number of epochs, and milestones of a schedule that are not before the last epoch.
+- ``bias_epochs`` that is not less than the number of epochs, and milestones of a schedule that training does not reach.
 
 A setting that cannot have an effect with the given dataset is refused once the dataset is known
 (:mod:`cnnjob.training.idle_settings`).
@@ -114,7 +114,7 @@ class Job(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _without_idle_epochs(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Drop settings that need more epochs: ``bias_epochs``, and alternation, which in one epoch is random flips."""
+        """Drop settings that need more epochs: ``bias_epochs``, and alternating flips (random in one epoch)."""
         job = handler(values)
         # Settings are frozen: the change is made on copies.
         job = job.model_copy(update={"model": job.model.without_idle_epochs(job.train.epochs)})

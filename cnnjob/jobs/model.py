@@ -196,7 +196,7 @@ class Model(Settings):
     with another SHA-256 are refused."""
 
     def without_idle_epochs(self, epochs: int) -> Self:
-        """Return the model for a training of ``epochs`` epochs, without ``bias_epochs`` that it does not exceed."""
+        """Return the model without each ``bias_epochs`` that has no effect if training takes ``epochs`` epochs."""
 
         def trimmed(block: Any) -> Any:
             if isinstance(block, nn.Residual):

@@ -19,19 +19,20 @@ class AugmentSettings(Settings):
     image and mirrors it in every other epoch. Over a single epoch, both are the same."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
     """Maximum shift along each axis, in pixels; drawn uniformly for each image and epoch. Gaps at the edges are filled
-    by reflection, as with torchvision's ``RandomCrop(padding=…, padding_mode="reflect")``."""
+    by reflection, as by torchvision's ``RandomCrop(padding=…, padding_mode="reflect")``."""
     crop: Annotated[int, Field(ge=0, le=64)] = 0
-    """As ``translate``, but gaps are filled with zeros (black), as with torchvision's ``RandomCrop(padding=…)``: an
-    image is padded by this number of pixels on each side and cropped at random to its size. Set only one of the two."""
+    """As ``translate``, but gaps are filled with zeros (black), as by torchvision's ``RandomCrop(padding=…)``: an image
+    is padded by this number of pixels on each side, and cropped to its original size at a random position. Set only
+    one of ``translate`` and ``crop``."""
     cutout: Annotated[int, Field(ge=0, le=1024)] = 0
     """Side length in pixels of a square that is cut out of each image, around a pixel drawn uniformly for each image
-    and epoch; the part outside the image has no effect. The network's inputs in the square are 0, which is the mean of
-    the training images with ``pixels = "standardised"`` (DeVries & Taylor 2017)."""
+    and epoch; the part of the square outside the image has no effect. In the square, the network's inputs are 0, which
+    is the mean of the training images if ``pixels = "standardised"`` (DeVries & Taylor 2017)."""
     mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Mix each image, and its label, with the previous image of the batch, as torchvision's ``MixUp`` with this alpha:
-    the shares λ and 1 − λ are drawn for each step from the distribution Beta(alpha, alpha) (Zhang et al. 2018). In
-    ``train_accuracy``, a prediction counts as correct if it is the label with the larger share. Label smoothing applies
-    to the mixed label."""
+    """Mix each image and its label with the previous image of the batch and that image's label, as torchvision's
+    ``MixUp`` does with this alpha: in each step, the shares are λ and 1 − λ, with λ drawn from the distribution
+    Beta(alpha, alpha) (Zhang et al. 2018). In ``train_accuracy``, a prediction counts as correct if it is the label
+    with the larger share. Label smoothing applies to the mixed label. 0 disables mixing."""
 
     @model_validator(mode="after")
     def _moves_once(self) -> Self:
@@ -86,16 +87,18 @@ class LookaheadSettings(Settings):
 
 
 class EmaSettings(Settings):
-    """Exponential moving average of the weights and of running statistics, as PyTorch's ``swa_utils`` and timm compute.
+    """Exponential moving average of the weights and running statistics, as in PyTorch's ``swa_utils`` and timm.
 
-    It is updated after every step, and after ``lookahead``. Evaluation, selection, early stopping, the saved weights
-    and everything made from them use the average; training and ``train_loss`` use the weights themselves.
+    It is updated after every step; if ``lookahead`` acts after the same step, it acts first. Evaluation, selection,
+    early stopping, the saved weights and everything made from them use the average; training and ``train_loss`` use
+    the weights themselves.
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """Fraction of the average that each step keeps. The average starts with the weights after the first step."""
+    """Fraction of the average that each step keeps. The average starts as the weights after the first step."""
     warmup: bool = True
-    """Keep less at first: at most 1 − (1 + t)^(−2/3) after t steps, as timm's ``ModelEmaV3`` with warm-up."""
+    """Keep a smaller fraction at first: at most 1 − (1 + t)^(−2/3) after t steps, as timm's ``ModelEmaV3`` with
+    warm-up."""
 
 
 class SgdSettings(Settings):
@@ -132,7 +135,7 @@ class AdamWSettings(AdamSettings):
 
 
 class MuonSgdSettings(SgdSettings):
-    """SGD beside Muon, with a learning rate and a weight decay of its own."""
+    """SGD for the parameters that Muon does not update, with a separate learning rate and weight decay."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1000)]
     """Peak learning rate of these parameters, with the same schedule as ``train.learning_rate``."""
@@ -150,7 +153,7 @@ class MuonSgdSettings(SgdSettings):
 
 
 class MuonAdamWSettings(AdamWSettings):
-    """AdamW beside Muon, with a learning rate and a weight decay of its own."""
+    """AdamW for the parameters that Muon does not update, with a separate learning rate and weight decay."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1000)] = 3e-4
     """Peak learning rate of these parameters, with the same schedule as ``train.learning_rate``."""
@@ -163,7 +166,7 @@ class MuonAdamWSettings(AdamWSettings):
 
 
 class MuonOthersSettings(OneOf):
-    """Rule beside Muon: the name of an optimiser, or a table with the name as its key."""
+    """Rule for the parameters that Muon does not update: ``"adamw"``, or a table with the rule's name as its key."""
 
     sgd: Annotated[MuonSgdSettings | None, OrFalse] = None
     """Stochastic gradient descent: a table of settings with a ``learning_rate``."""
@@ -172,11 +175,12 @@ class MuonOthersSettings(OneOf):
 
 
 class MuonSettings(Settings):
-    """Muon (K. Jordan et al. 2024): momentum of layers' weights, orthogonalised by Newton–Schulz iterations.
+    """Muon (K. Jordan et al. 2024): momentum, orthogonalised by Newton–Schulz iterations, for the weights of layers.
 
-    The filters of a convolution and the weights of a dense block are updated as matrices, all other parameters by
-    ``others``. ``train.learning_rate`` and ``train.weight_decay`` (decoupled) are those of the matrices. The defaults
-    are those of Muon's published code, for which a learning rate of 0.02 is usual.
+    The weights of each convolution and dense block are updated as a matrix, except by default those of the first layer
+    and the classifier; ``others`` updates all other parameters. ``train.learning_rate`` and ``train.weight_decay``
+    (decoupled) apply to the matrices only. The defaults are those of Muon's published code, for which a learning rate
+    of 0.02 is usual.
     """
 
     momentum: Fraction = 0.95
@@ -186,17 +190,18 @@ class MuonSettings(Settings):
     ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
     """Number of Newton–Schulz iterations per step."""
     adjust_learning_rate: Literal["original", "match_rms_adamw", "none"] = "original"
-    """Factor of the update of a matrix with r inputs and c outputs: √max(1, c/r), or 0.2·√max(r, c), with which
-    learning rates suited to AdamW are suitable (Liu et al. 2025), or 1."""
+    """Factor by which the update of a matrix with r inputs and c outputs is multiplied: √max(1, c/r) for ``original``;
+    0.2·√max(r, c) for ``match_rms_adamw``, which suits AdamW's learning rates (Liu et al. 2025); 1 for ``none``."""
     normalise_weights: bool = False
-    """Before each update, divide every matrix of c outputs by its Frobenius norm and multiply it by √c, as
-    airbench94_muon does (K. Jordan 2024)."""
+    """Before each update, scale every matrix with c outputs to the Frobenius norm √c, as airbench94_muon does
+    (K. Jordan 2024)."""
     first_layer: bool = False
     """Also update the weights of the first layer as a matrix, which the authors advise against."""
     classifier: bool = False
     """Also update the weights of the classifier as a matrix, which the authors advise against."""
     others: MuonOthersSettings = MuonOthersSettings(adamw=MuonAdamWSettings())
-    """Rule for all other parameters: biases, normalisation, and the weights of the first layer and the classifier."""
+    """Rule for all other parameters: biases, normalisation, and the weights of the first layer and the classifier
+    unless Muon updates them."""
 
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
@@ -215,7 +220,7 @@ class OptimiserSettings(OneOf):
     adamw: Annotated[AdamWSettings | None, OrFalse] = None
     """Adam with decoupled weight decay: ``true`` or a table of settings."""
     muon: Annotated[MuonSettings | None, OrFalse] = None
-    """Muon for the weights of layers, and another rule for the rest: ``true`` or a table of settings."""
+    """Muon for the weights of layers, and another rule for all other parameters: ``true`` or a table of settings."""
 
 
 class ConstantSettings(Settings):
@@ -275,9 +280,9 @@ class StepSettings(ConstantSettings):
     """A learning rate that is multiplied by ``gamma`` at each milestone, as in PyTorch's ``MultiStepLR``."""
 
     milestones: Annotated[tuple[int | float, ...], BeforeValidator(_check_milestones)] = (0.5, 0.75)
-    """When the learning rate falls: numbers of epochs or fractions of all steps, in ascending order, not before the end
-    of the warm-up; epochs that training does not reach are left out. The default is that of He et al. 2016 (§4.2)
-    for CIFAR-10."""
+    """When the learning rate falls: all as numbers of epochs, such as ``[30, 60]``, or all as fractions of all steps,
+    in ascending order, and not before the end of the warm-up. Epochs that training does not reach are left out. The
+    default is that of He et al. 2016 (§4.2) for CIFAR-10."""
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Factor by which the learning rate is multiplied at each milestone."""
 
@@ -293,11 +298,11 @@ class OneCycleSettings(Settings):
     """Learning rate in the last step, as a fraction of the peak: 1 / (``div_factor`` · ``final_div_factor``) in
     PyTorch."""
     anneal: Literal["cosine", "linear"] = "cosine"
-    """Rise and fall along half a cosine or linearly; PyTorch's ``anneal_strategy``."""
+    """Shape of the rise and of the fall: half a cosine each, or straight lines; PyTorch's ``anneal_strategy``."""
     base_momentum: Fraction | None = None
     """Momentum (``beta1`` of Adam) at the peak of the learning rate: it falls to this value from the optimiser's own
-    setting while the rate rises, and returns while the rate falls. By default the momentum stays the same, as with
-    ``cycle_momentum=False`` in PyTorch; PyTorch's own default is 0.85, with a momentum of 0.95."""
+    setting while the rate rises, and returns to that setting while the rate falls. By default the momentum stays the
+    same, as with ``cycle_momentum=False`` in PyTorch. PyTorch's defaults are 0.85 at the peak and 0.95 otherwise."""
 
 
 class ScheduleSettings(OneOf):
@@ -337,13 +342,13 @@ class TrainSettings(Settings):
     """Weight decay coefficient λ (½λw² in the loss of SGD and Adam); biases and normalisation parameters are not
     decayed."""
     clip_norm: Annotated[float | None, Field(gt=0, le=1_000_000_000), NumberOrFalse] = None
-    """Maximum L2 norm of the gradients of all parameters together: larger gradients are scaled down to it before
-    weight decay is added (Pascanu et al. 2013, as PyTorch's clip_grad_norm_); ``false`` for no limit."""
+    """Maximum L2 norm of the gradients of all parameters together: gradients with a larger norm are scaled down to it,
+    before weight decay is added (Pascanu et al. 2013, as PyTorch's ``clip_grad_norm_``); ``false`` for no limit."""
     lookahead: Annotated[LookaheadSettings | None, OrFalse] = None
     """Lookahead around the optimiser: ``true`` or a table of settings; ``false`` for none."""
     ema: Annotated[EmaSettings | None, OrFalse] = None
-    """Exponential moving average of the weights, which is evaluated and saved in their place: ``true`` or a table of
-    settings; ``false`` for none."""
+    """Exponential moving average of the weights, which is evaluated and saved in place of the weights: ``true`` or a
+    table of settings; ``false`` for none."""
     label_smoothing: Fraction = 0.0
     """Fraction of each label spread evenly over all classes, in the training loss only."""
     precision: Literal["float32", "tf32", "float16"] = "float32"
@@ -391,7 +396,7 @@ class TrainSettings(Settings):
         return stopping if stopping and stopping.patience <= info.data.get("epochs", math.inf) - 2 else None
 
     def _check_cycled_momentum(self) -> None:
-        """Raise an error if the schedule changes the momentum of an optimiser that does not have as much."""
+        """Refuse ``base_momentum`` with Muon, or if it is not less than the optimiser's momentum."""
         cycle, optimiser = self.schedule.one_cycle, self.optimiser
         if not cycle or cycle.base_momentum is None:
             return

@@ -46,7 +46,7 @@ class Parameter:
     trainable: bool = True
     """True if the optimiser updates the parameter; False for frozen weights and running statistics."""
     epochs: int = 0
-    """Number of epochs, from the first, in which the optimiser updates the parameter; 0 for all epochs."""
+    """Number of epochs after which the optimiser no longer updates the parameter; 0 if it does so in all epochs."""
     counts: bool = True
     """True if the array counts as a parameter of the network; False for running statistics."""
 
@@ -135,8 +135,8 @@ class Conv:
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
     bias_epochs: BiasEpochs = 0
-    """Number of epochs, from the first, in which the bias is trained, after which it keeps its value; 0 trains it in
-    all epochs. It is ``whiten_bias_epochs`` in airbench (Jordan 2024) if the block has whitening filters."""
+    """Number of epochs after which the bias is no longer trained; 0 trains it in all epochs. With whitening filters,
+    airbench calls this ``whiten_bias_epochs`` (Jordan 2024)."""
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the block's weights, bias and normalisation."""
     frozen: bool = False
@@ -214,8 +214,7 @@ class Dense:
     bias_init: BiasInitialiser = 0.0
     """Initial value of the bias."""
     bias_epochs: BiasEpochs = 0
-    """Number of epochs, from the first, in which the bias is trained, after which it keeps its value; 0 trains it in
-    all epochs."""
+    """Number of epochs after which the bias is no longer trained; 0 trains it in all epochs."""
     learning_rate_factor: Factor = 1.0
     """Multiplier for the learning rate of the layer's weights and bias."""
     frozen: bool = False
