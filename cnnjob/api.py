@@ -1,8 +1,8 @@
 """The public functions for notebooks and scripts: prepare, train, submit, predict, evaluate, report.
 
 They do the same as the commands with the same names, but print nothing, except that training shows a progress bar in a
-notebook and one line per epoch elsewhere. By default, they use the same folders: ``data/`` for datasets, ``runs/`` for
-runs and ``report/`` for the report.
+notebook, and prints one line per epoch elsewhere. By default, they use the same folders: ``data/`` for datasets,
+``runs/`` for runs and ``report/`` for the report.
 """
 
 import warnings
@@ -81,8 +81,8 @@ def train(
         job: a job, a job name or a job file.
         data: the folder that contains the job's dataset.
         runs: the runs folder.
-        progress: receives progress events; by default, a progress bar in a notebook, and elsewhere, one line per
-            epoch on stderr. False shows nothing.
+        progress: receives progress events; by default, a notebook shows a progress bar, and any other program prints
+            one line per epoch to stderr. False shows nothing.
 
     Returns:
         The run. Its state is ``finished``, or ``stopped`` if a stop was requested by a signal other than Ctrl-C; the
@@ -147,11 +147,12 @@ def predict(
     """Predict the classes of images.
 
     Args:
-        run: a finished run, or an unfinished one, whose best weights so far are used; or its folder, its name, the
-            beginning of its name, or ``latest``.
+        run: a run; or a run's folder, its name, the beginning of its name, or ``latest``. If the run is not finished,
+            its best weights so far are used.
         images: one of the following, or a list of them: an address in the run's dataset, such as ``test:17``; an image
-            file; a folder of image files; an ``.npy`` file; or an array, uint8 (H, W, C) or (N, H, W, C), without C if
-            the images are grey. Image files are scaled to the size of the training images; arrays must have that size.
+            file; a folder of image files; an ``.npy`` file; or an array, uint8 (H, W, C) or (N, H, W, C), where C may
+            be left out if the images are grey. Image files are scaled to the size of the training images; arrays must
+            have that size.
         data: the folder that contains the run's dataset; by default, the folder recorded in the run.
         runs: the folder in which the run is looked up by name.
         invert: True to invert all pixels (255 − x) first, for example for dark digits on a light background.
@@ -178,7 +179,7 @@ def evaluate(
     """Evaluate a finished run on a prepared dataset, and write the metrics to ``evaluations/`` in the run's folder.
 
     Args:
-        run: a finished run; or its folder, its name, the beginning of its name, or ``latest``.
+        run: a finished run; or a run's folder, its name, the beginning of its name, or ``latest``.
         on: a dataset, the name of a dataset in ``data``, or the path of an ``.h5`` file. The shape of its images and
             the number of its classes must be those of the network.
         split: ``train``, ``val`` or ``test``.

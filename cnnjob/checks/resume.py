@@ -113,10 +113,10 @@ class _TimedAttempt:
 
 
 def _draw_kills(baseline: _TimedAttempt, kills: int, seed: int) -> Iterator[tuple[int, float]]:
-    """Draw the moments of the kills; each is the last completed step, and a delay after it in seconds.
+    """Draw the moments of the kills; each is given by the last completed step and the seconds that have passed since.
 
     The moments are drawn uniformly over the duration of the uninterrupted run, from the start of training to the end,
-    so that kills can occur during training, evaluation and saving. A step and a delay are the same phase of the run
+    so that kills can occur during training, evaluation and saving. A step and a delay mark the same phase of the run
     even if the machine's speed varies.
     """
     draw = random.Random(seed)  # noqa: S311 - not used for secrets

@@ -1,7 +1,7 @@
 """Many reads from a file in one system call, using Linux's asynchronous I/O (io_submit).
 
-Python's interpreter lock is released once for all reads. A loop over ``preadv`` acquires it again after every read, and
-each time, the training thread may have to wait for it.
+Python's interpreter lock is released once for all reads. A loop over ``preadv`` would acquire the lock after every
+read, and each time, the training thread might have to wait for it.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ _EVENT = np.dtype([("call", "u8"), ("request", "u8"), ("result", "i8"), ("unused
 
 
 class BatchRead:
-    """Reads many parts of equal size from a file at a time, if the system supports it."""
+    """A reader of many parts of a file at once, all of the same size, if the system supports it."""
 
     def __init__(self, descriptor: int, n_bytes: int) -> None:
         """Set up the kernel's queue of requests.
@@ -57,7 +57,7 @@ class BatchRead:
             content: contiguous array that receives the parts, one after another.
 
         Returns:
-            True if all parts were read; False if they must be read in another way, which also finds the cause.
+            True if all parts were read; False if they must be read in another way, which then raises any error.
         """
         if not self._is_supported:
             return False
@@ -73,6 +73,6 @@ class BatchRead:
             events = ctypes.c_void_p(self._events[n_done:].ctypes.data)
             n_done += max(0, self._syscall(self._get_events, self._queue, n_missing, n_missing, events, None))
         events_read = self._events[:count]
-        # After an interrupt, the events may be those of an earlier call.
+        # If an earlier call was interrupted, some of these events may belong to it.
         is_whole = (events_read["result"] == self._n_bytes) & (events_read["call"] == self._call)
         return n_submitted == count and bool(is_whole.all())

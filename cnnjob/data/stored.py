@@ -1,6 +1,6 @@
 """Read arrays that are stored contiguously in a file, at their offsets.
 
-Rows in order are read with ``preadv``, others in one system call per batch (:mod:`~cnnjob.data.batch_read`).
+Consecutive rows are read with ``preadv``, other rows in one system call per batch (:mod:`~cnnjob.data.batch_read`).
 A memory map would be faster, but its pages count as resident memory, and a truncated file would kill the process with
 SIGBUS. HDF5 is not involved, so no HDF5 state is carried across a fork and no lock is taken.
 """
@@ -123,7 +123,7 @@ class RowReader:
 
     @cached_property
     def _batch(self) -> BatchRead:
-        """Reads many rows at once; created only for that, since removing the kernel's queue takes 10 ms and more."""
+        """The reader of many rows at once, created on first use: removing the kernel's queue takes 10 ms or more."""
         return BatchRead(self._descriptor, self._array.row_bytes)
 
     def __len__(self) -> int:
@@ -211,7 +211,7 @@ class RowReader:
         self._is_slow = time.perf_counter() - started > limit
 
     def _read_rows(self, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Read rows at any positions in the file."""
+        """Read rows at the given positions in the file, in bytes."""
         if self._is_slow:
             # The disk can then read them in parallel and in its preferred order.
             for position in positions.tolist():

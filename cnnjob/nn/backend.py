@@ -75,7 +75,7 @@ class Backend(ArrayStore, Protocol):
     ) -> Task:
         """Plan the loss, its gradient with respect to the logits, and the number of correct predictions.
 
-        If ``mixes``, each label is mixed with that of the previous image, in the shares ``inputs.mixup``.
+        If ``mixes``, each label is mixed with the label of the previous image, in the shares of ``inputs.mixup``.
         """
 
     def mean_outputs(
@@ -97,7 +97,7 @@ class Backend(ArrayStore, Protocol):
         """
 
     def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:
-        """Plan the task that fills the arrays (n,) with zeros at ``first_step`` and all later steps of the training."""
+        """Plan the task that fills the arrays (n,) with zeros in step ``first_step`` of training and all later ones."""
 
     def update(
         self,

@@ -143,9 +143,9 @@ class AdamW(Adam):
 class Muon(_Rule):
     """Momentum orthogonalised by Newton–Schulz iterations (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    Only the weights of layers are trained so: those of a dense block (inputs, units), and those of a convolution as
-    the matrix (K·K·C, F). These are the transposes of PyTorch's matrices, and so are the updates. With g and w such
-    matrices, ‖·‖ the Frobenius norm and (a, b, c) = :data:`NEWTON_SCHULZ`:
+    Only the weights of layers are trained in this way: those of a dense block as the matrix (inputs, units), and those
+    of a convolution as the matrix (K·K·C, F). PyTorch's matrices are the transposes of these, and so are its updates.
+    With g and w the gradient and the weights, ‖·‖ the Frobenius norm and (a, b, c) = :data:`NEWTON_SCHULZ`:
 
     v ← μv + g,  X ← u / (‖u‖ + 10⁻⁷) with u = v, or u = g + μv with Nesterov momentum;  ``ns_steps`` times
     X ← aX + (bA + cA²)X with A = XXᵀ;  w ← w − ηλw,  w ← w − ηsX, with s from :meth:`scale`.
@@ -162,7 +162,7 @@ class Muon(_Rule):
     first_layer: bool = False
     classifier: bool = False
     others: Sgd | Adam = AdamW(beta2=0.95, eps=1e-10)
-    """Rule for all other parameters, with a weight decay of its own."""
+    """Rule for all other parameters; it has a separate weight decay."""
     others_factor: float = 1.0
     """Learning rate of the others as a fraction of the step's learning rate."""
 
@@ -182,7 +182,7 @@ class Muon(_Rule):
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of Muon's iterations: the slope at 0 is as large as possible (Jordan et al. 2024)."""
+"""Coefficients a, b, c of Muon's iterations, chosen for a steep slope at 0 (Jordan et al. 2024)."""
 NEWTON_SCHULZ_EPS = 1e-7
 """Added to the norm of Muon's momentum before dividing by it, as in the published code."""
 Optimiser = Sgd | Adam | Muon
@@ -204,7 +204,7 @@ class Segment:
     decays: bool
     """True if weight decay applies."""
     kind: SegmentKind = "vector"
-    """The layer whose weights the segment holds: the first, the last or another; ``vector`` for a bias and the like."""
+    """The position of the layer whose weights the segment holds; ``vector`` for biases and normalisation parameters."""
     shape: Shape = ()
     """Shape of a layer's weights as a matrix: (inputs, units) or (K·K·C, F)."""
 

@@ -44,7 +44,7 @@ class Augmentation:
     epoch, 0, 0) and the key (seed, purpose): the highest bit of word 0 is the flip, and (2k + 1)·word // 2³² − k for
     words 1 and 2 is the number of pixels by which the image moves down and to the right. Gaps at the edges are filled
     by reflection, as with ``numpy.pad`` in ``reflect`` mode, or with zeros. With the counter (image, epoch, 1, 0),
-    side·word // 2³² for words 0 and 1 are the row and column of the centre of the square that is cut out.
+    height·word 0 // 2³² and width·word 1 // 2³² are the row and column of the centre of the square that is cut out.
 
     Images are flipped, then moved, then normalised; then the square is cut out; last, images are mixed in pairs.
     """
@@ -69,7 +69,7 @@ class Augmentation:
         return self.translate or self.crop
 
     def shares(self, seed: int, epoch: int, steps: int) -> Array:
-        """Return mixup's share of each step of an epoch, float64 (steps,); drawn at the address (seed, epoch)."""
+        """Return the share of mixup for each step of an epoch, float64 (steps,), drawn at the address (seed, epoch)."""
         return generator(seed, Purpose.MIXUP, epoch).beta(self.mixup, self.mixup, steps)
 
     def draw(self, words: Philox, images: Array, epoch: int, seed: int, views: Array) -> None:

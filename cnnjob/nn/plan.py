@@ -238,8 +238,8 @@ def build_step_inputs(
 ) -> StepInputs:
     """Return the inputs for epochs of ``steps`` steps.
 
-    Before each epoch, the caller fills in ``order``, ``learning_rates``, ``lookahead``, ``ema`` and ``mixup``, which
-    are initially zero, and ``rows`` if the images are streamed.
+    Before each epoch, the caller fills in ``order`` and ``learning_rates``; ``momentum_drop``, ``lookahead``, ``ema``
+    and ``mixup`` if they are used; and ``rows`` if the images are streamed. All of them are initially zero.
 
     Args:
         memory: the memory in which to allocate the inputs.
@@ -303,7 +303,7 @@ def _plan_training(
     ]
     for name, parameter in network.parameters.items():
         if parameter.trainable and parameter.epochs:
-            # Without a gradient and momentum, no update changes the parameter, and its gradient is not part of a norm.
+            # With zero gradient and momentum, no update changes the parameter, and the gradients' norm excludes it.
             slots = [flat for slot, flat in state.slots.items() if slot in {"velocity", "first_moment"}]
             arrays = [flat[state.layout.slice_of(name)] for flat in (state.gradients, *slots)]
             first_step = parameter.epochs * len(inputs.learning_rates)

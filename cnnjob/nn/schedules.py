@@ -35,9 +35,9 @@ class Schedule:
     milestones: tuple[float, ...] = ()
     """Fractions of all steps after which ``step`` multiplies the rate by ``gamma``, ascending."""
     gamma: float = 1.0
-    """Factor of ``step``."""
+    """Factor by which ``step`` multiplies the rate after each milestone."""
     anneal: Anneal = "cosine"
-    """Curve of ``one_cycle``, in both directions."""
+    """Shape of the rise and of the fall of ``one_cycle``."""
     base_momentum: float | None = None
     """Momentum at the peak of ``one_cycle``; None if the momentum stays the same."""
 
@@ -68,9 +68,10 @@ class Schedule:
         return self.peak * factors
 
     def momentum_drops(self, steps: range, total: int, momentum: float) -> Array:
-        """Return how much less than ``momentum`` the momentum of each of the given steps is.
+        """Return by how much the momentum of each of the given steps is less than ``momentum``.
 
-        With ``one_cycle``, the momentum falls to ``base_momentum`` while the rate rises, and returns while it falls.
+        With ``one_cycle``, the momentum falls to ``base_momentum`` while the rate rises, and rises again while the rate
+        falls.
 
         Args:
             steps: the steps, counted from the start of training.

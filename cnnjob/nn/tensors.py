@@ -70,7 +70,7 @@ class StepInputs:
     ema: Array
     """Decay of the moving average after each step, float64 (steps,); see :class:`cnnjob.nn.optimisers.Ema`."""
     mixup: Array
-    """Share of each image in its mixture at each step, float64 (steps,); see
+    """Share that each image has in its mixture with the previous image, at each step, float64 (steps,); see
     :class:`cnnjob.nn.pixels.Augmentation`."""
     losses: Array
     """Mean loss at each step in nats per image, float64 (steps,); written by the steps."""

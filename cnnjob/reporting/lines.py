@@ -187,7 +187,7 @@ def axis_limits(lines: Sequence[Line], measure: Measure, *, logarithmic: bool | 
         factor = math.exp(_MARGIN * (math.log(high) - math.log(low)))  # high / low could overflow
         return Limits(low / factor, high * factor, is_logarithmic=True)
     if measure == "learning rate" and values.min() >= 0:
-        low = 0.0  # the start of a schedule alone would have ticks such as 0.01998
+        low = 0.0  # otherwise, an axis of only a schedule's first epochs would have ticks such as 0.01998
     margin = _MARGIN * (high - low)
     bottom = 0.0 if values.min() >= 0 else -math.inf
     return Limits(max(low - margin, bottom), min(high + margin, 100.0 if measure == "accuracy" else math.inf))

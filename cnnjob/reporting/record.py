@@ -201,8 +201,8 @@ def _read_job(summary: RunSummary, record: Record) -> None:
         job = older.translate(job)
         record.settings["format"] = written_as
     with suppress(CnnjobError, *_UNREADABLE):  # a job of another version may have other keys
-        # Keys added since the run was made get their defaults: otherwise, later runs with the same settings would be
-        # in another group.
+        # Keys that were added after the run was created get their defaults. Otherwise, later runs with the same
+        # settings would be in another group.
         job = summary.job.model_dump(mode="json")
     record.row |= {"job": job["name"], "seed": job["seed"]}
     data = frozen["data"]

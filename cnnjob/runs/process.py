@@ -174,7 +174,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def name_ctrl_c(why: str) -> str:
-    """Return why an attempt ended, with Ctrl-C instead of SIGINT, the signal that it sends."""
+    """Return the reason why an attempt ended, with SIGINT written as Ctrl-C, which sends it."""
     return why.replace("SIGINT", "Ctrl-C")
 
 

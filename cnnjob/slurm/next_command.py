@@ -98,7 +98,7 @@ def _name_and_changes(job: Job, run: Run) -> tuple[str, dict[str, Any]]:
     """Return a job's name for the command line, and the settings in which the run differs from the job with that name.
 
     The run's folder is returned instead of the name if no job with that name can be loaded here; if that job has other
-    blocks, so that it is another job; or if the job has initial weights, since the folder contains a copy of them.
+    blocks, and so is a different one; or if the job has initial weights, since the folder contains a copy of them.
     """
     if job.model.init_from:
         return str(run.path), {}

@@ -150,7 +150,7 @@ class TrainingSetup:
             raise JobError("train.weight_decay: has no effect, since all weights are frozen. Leave it out")
 
     def _check_muon(self) -> None:
-        """Refuse Muon without a layer whose weights it updates, and its settings that have no effect."""
+        """Refuse Muon if it would update no weights, and settings of Muon that have no effect."""
         optimiser, muon = build_optimiser(self.job.train), self.job.train.optimiser.muon
         if not muon or not isinstance(optimiser, nn.Muon):
             return
@@ -179,7 +179,7 @@ class TrainingSetup:
                 raise JobError(f"train.optimiser.muon.{key}: has no effect, since {reason}. Leave it out")
 
     def _check_augmentation(self) -> None:
-        """Refuse augmentation that images of this size, or batches of this size, do not allow."""
+        """Refuse augmentation that the size of the images or of the batches does not allow."""
         height, width, _ = self.dataset.image_shape
         augment = self.job.data.augment
         if augment and augment.crop >= min(height, width):

@@ -47,7 +47,7 @@ class Row:
     share_of_products: float | None
     """Median time of the matrix products of direct convolutions alone divided by this engine's median step time.
 
-    Above 1 only if Winograd's method saves more multiplications than everything else takes.
+    It is above 1 only if Winograd's method saves more time than the rest of the step takes.
     """
 
     @property

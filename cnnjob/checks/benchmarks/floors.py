@@ -1,6 +1,7 @@
 """Times of parts of a step on this machine: the matrix products of direct convolutions, and the memory traffic.
 
-The memory traffic is a lower bound on the time of a step, and so are the products unless Winograd's method saves some.
+The time of the memory traffic is a lower bound on the time of a step. So is that of the products, unless Winograd's
+method saves some of them.
 """
 
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ IMAGES = {
 }
 """Image shape (H, W, C) and number of training images, by job name."""
 BATCH_SIZES = {"cifar10-resnet": 64}
-"""Batch sizes that differ from the job's, which is for a GPU."""
+"""Batch sizes used instead of those of jobs that are meant for a GPU."""
 NAMES = (*IMAGES, SINGLE_CONVOLUTION)
 
 Array = np.ndarray[Any, Any]

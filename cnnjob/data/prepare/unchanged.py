@@ -51,8 +51,8 @@ def fingerprint(source: Path, options: FolderOptions, time_ns: int, listing: Lis
         listing: the files in the folder, with the stamps of those that have been read; None if nothing has been read.
 
     Returns:
-        The digest. None if the source cannot be listed, or if a file or folder was changed too recently: what was read
-        may be older, or another change might not alter the recorded change time.
+        The digest. None if the source cannot be listed, or if a file or folder was changed too recently: the content
+        that was read may be older, or another change might not alter the recorded time.
     """
     settled_ns = time_ns - int(1e9 * _SETTLED_SECONDS)
     digest = hashlib.sha256(repr((options.as_json(), options.skip_damaged, str(source.resolve()))).encode())

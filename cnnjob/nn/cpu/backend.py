@@ -102,7 +102,7 @@ class NumPyBackend(HostMemory):
         return losses.mean_outputs(arena, inputs, logits, view_weights)
 
     def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan the task that fills the arrays with zeros from a step on."""
+        """Plan the task that fills the arrays with zeros from the given step of training onwards."""
 
         def run() -> None:
             if inputs.position[1] >= first_step:

@@ -69,7 +69,7 @@ def gather(
 
 
 def _plan_taking(arena: Arena, inputs: StepInputs, change: Augmentation | View | None, images: Array) -> LoadImages:
-    """Return a function that loads images, flipped and shifted by copying each pixel from its source."""
+    """Return a function that loads images; with a ``change``, it flips and translates them by copying each pixel."""
     if not change:
         # Mode "clip" here and below: with the default "raise", np.take buffers its output.
         return lambda positions: np.take(inputs.images, inputs.rows[positions], 0, images, "clip")
@@ -105,7 +105,7 @@ def _plan_taking(arena: Arena, inputs: StepInputs, change: Augmentation | View |
 
 
 def _plan_cutting(arena: Arena, inputs: StepInputs, change: Augmentation | View | None, values: Array) -> LoadImages:
-    """Return a function that cuts squares out of loaded images (n, H, W, C), if the change asks for it."""
+    """Return a function that sets random squares of loaded images (n, H, W, C) to 0 if the augmentation has cutout."""
     if not isinstance(change, Augmentation) or not (side := change.cutout):
         return lambda _: None
     n, H, W, _ = values.shape

@@ -10,7 +10,8 @@ the arrays of a block fit in a core's cache. The backward pass gathers the patch
 than storing the patches of the whole batch. Only patches with few channels are stored, since they are small, and slow
 to gather.
 
-In float32, most 3×3 convolutions of stride 1 with at least 12 channels and filters use :mod:`cnnjob.nn.cpu.winograd`.
+In float32, most 3×3 convolutions of stride 1 with at least 12 channels and 12 filters are computed by
+:mod:`cnnjob.nn.cpu.winograd` instead.
 """
 
 from functools import partial

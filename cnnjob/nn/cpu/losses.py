@@ -79,9 +79,9 @@ def cross_entropy(
     ``label_smoothing`` (Szegedy et al. 2016, §7). Its gradient with respect to the logits is (softmax − t) / N (Bishop
     2006, eq. 4.109).
 
-    If ``mixes``, onehot(label) is share·onehot(label) + (1 − share)·onehot(label of the previous image), with the
-    share of the step in ``inputs.mixup`` (Zhang et al. 2018, eq. 2), and a prediction is correct if it is the label
-    with the larger share.
+    If ``mixes``, onehot(label) is replaced by share·onehot(label) + (1 − share)·onehot(label of the previous image),
+    with the share of the step in ``inputs.mixup`` (Zhang et al. 2018, eq. 2). A prediction then counts as correct if it
+    is the label with the larger share.
     """
     N, K = logits.value.shape
     p, total, compute_softmax = softmax(arena, logits.value)

@@ -21,7 +21,7 @@ def muon(
     inputs: StepInputs,
 ) -> Task:
     """Plan the task that updates layers' weights; the formulas are in :class:`cnnjob.nn.optimisers.Muon`."""
-    # The largest first, so that those of equal size go to different shards, and with them to different cores.
+    # The largest come first, so that stacks of equal size go to different shards, and so to different cores.
     shapes = sorted({segment.shape for segment in segments}, key=lambda shape: (prod(shape), shape), reverse=True)
     equal = [[segment for segment in segments if segment.shape == shape] for shape in shapes]
     stacks = [same[part] for same in equal for part in split_evenly(len(same), SHARDS)]
@@ -85,7 +85,7 @@ def orthogonalise(x: Array, y: Array, gram: Array, factor: Array, ns_steps: int)
         ns_steps: number of Newton–Schulz iterations.
 
     Returns:
-        x and y, the one with the result first.
+        ``x`` and ``y``, in the order in which the array with the result comes first.
     """
     a, b, c = NEWTON_SCHULZ
     diagonals = np.einsum("nii->ni", factor)  # a view
@@ -106,6 +106,6 @@ def orthogonalise(x: Array, y: Array, gram: Array, factor: Array, ns_steps: int)
 
 
 def _norm(matrix: Array, scratch: Array) -> float:
-    """Return a matrix's Frobenius norm, added up in float64."""
+    """Return the Frobenius norm of a matrix, with the squares summed in float64."""
     np.multiply(matrix, matrix, out=scratch)
     return sqrt(scratch.sum(dtype=np.float64))

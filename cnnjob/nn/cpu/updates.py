@@ -112,7 +112,7 @@ def _plan_sgd(
 def _plan_clipping(workers: Workers, arena: Arena, clip_norm: float, gradients: Array, length: int) -> Task:
     """Plan g ← g·min(1, clip_norm / (‖g‖ + 10⁻⁶)) for the flat gradients, which are 0 where nothing is trained."""
     parts = [gradients[start : start + length] for start in range(0, gradients.size, length)]
-    # One sum per cache block, added up in a fixed order: in float64, where no square of a float32 overflows.
+    # One sum per cache block, added up in a fixed order. In float64, no square of a float32 number overflows.
     sums = arena.take((len(parts),), np.float64)
 
     def factor() -> float:
@@ -135,7 +135,7 @@ def _plan_clipping(workers: Workers, arena: Arena, clip_norm: float, gradients: 
 
     def run() -> None:
         add_squares()
-        if factor() < 1:  # not if the norm is not a number: the next loss then shows it
+        if factor() < 1:  # False if the norm is NaN, which the next loss then shows
             scale()
 
     return run
@@ -190,7 +190,7 @@ def _plan_average(
     *,
     resets: bool = True,
 ) -> Task:
-    """Plan slow ← slow + (1 − α)(fast − slow) and, if it resets, fast ← slow; nothing is done if α is negative.
+    """Plan slow ← slow + (1 − α)(fast − slow) and, if ``resets``, fast ← slow; if α is negative, nothing is done.
 
     Args:
         workers: the workers.
@@ -223,7 +223,7 @@ def _plan_average(
     average = workers.distribute(_by_shard(cache_blocks), work=fast.size)
 
     def run() -> None:
-        if alphas[inputs.position[0]] >= 0:  # −1 after steps without a reset
+        if alphas[inputs.position[0]] >= 0:  # −1 after steps in which Lookahead does not act
             average()
 
     return run

@@ -52,7 +52,7 @@ MIN_CHANNELS = 12
 LOADING_TILES = 16
 """Number of tiles whose products take as long as reading the transformed kernel from memory."""
 CACHE_BLOCK_BYTES = 2_000_000
-"""Target size of the values at the points of a cache block."""
+"""Target size of a cache block's values at the points of its tiles, in bytes."""
 MIN_TILES = 64
 """Minimum number of tiles of a cache block, if the shard has as many; with fewer, the products would be inefficient."""
 TRANSFORMED_PIXELS = 12
@@ -155,7 +155,8 @@ class _Tiling:
             others = np.delete(points, i)
             Bt[i, :-1] = np.poly(others)[::-1] / np.prod(point - others)
         Bt[-1] = np.poly(points)[::-1]
-        # The last tile may extend beyond the image, where pixels count as zero; or no output needs the last pixels.
+        # The last tile may extend beyond the image, where pixels count as zero. Conversely, the last pixels of the
+        # image may be needed by no output.
         banded = np.zeros((tiles * self.alpha, max(tiles * self.m + 2, side)))
         for tile in range(tiles):
             banded[tile * self.alpha :, tile * self.m :][: self.alpha, : self.alpha] = Bt
@@ -189,7 +190,8 @@ class _TransformedKernel:
         """Gradient of the weights, summed over each shard, (shards, 9, C·F)."""
         self.bias_sums = arena.take((shards if self.bias_trainable else 0, F), dtype)
         """Gradient of the bias, summed over each shard, (shards, F)."""
-        # If the weights are not trained: those that `at_points` was computed from, and where they are still the same.
+        # If the weights are not trained: a copy of the weights from which `at_points` was computed, and a mask
+        # of the weights that are still equal to this copy.
         self._source = arena.take((0 if self.trainable else 9, C, F), dtype)
         self._is_same = arena.take(self._source.shape, bool)
         transposed = arena.take((9 if with_transposed else 0, F, C), dtype)
@@ -260,7 +262,8 @@ class _Buffers:
     bias_gradient: Array
     """Contribution of this cache block to the gradient of the bias, (F,)."""
     masks: Array
-    """For each pixel of a window, where it receives the gradient, (P², m/P, m/P, T·F); empty if not needed."""
+    """For each position in a window, the windows in which it receives the gradient, (P², m/P, m/P, T·F); empty if not
+    needed."""
 
     @classmethod
     def take(
@@ -446,8 +449,8 @@ def _plan_output_transform(
 def _plan_pooling(buffers: _Buffers, block: Conv, m: int) -> ForwardBackward:
     """Plan ReLU and max-pooling of the pixels.
 
-    Among equal maxima, the first in row-major order receives the gradient. In a uniform area other than zero, rounding
-    may make pixels unequal that are equal with patches.
+    Among equal maxima, the first in row-major order receives the gradient. In an area of equal non-zero pixels,
+    rounding may make outputs differ that are equal with patches.
     """
     P, relu, out, masks = block.pool, block.activation == "relu", buffers.pooled, buffers.masks
     windows = buffers.pixels.reshape(m // P, P, m // P, P, -1)

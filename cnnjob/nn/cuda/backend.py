@@ -188,7 +188,7 @@ class CudaBackend:
         return blocks.mean_outputs(self.device, arena, inputs, logits, view_weights)
 
     def zero_from(self, arena: Arena, inputs: StepInputs, arrays: Sequence[Array], first_step: int) -> Task:  # noqa: ARG002 - the interface has it
-        """Plan the task that fills the arrays with zeros from a step on."""
+        """Plan the task that fills the arrays with zeros from the given step of training onwards."""
         return in_order(
             [each(self.device, "zero_from", 1, len(a), a, inputs.position, np.int64(first_step)) for a in arrays]
         )

@@ -2,7 +2,7 @@
 
 enum { AS_IT_IS, BY_CHANCE, ALTERNATING };
 
-// Numbers of a view.
+// How many numbers a view has.
 #define VIEW 5
 
 // Draws the change of each image: flip (0 or 1), pixels down and to the right, and the row and column of the first pixel
@@ -33,7 +33,8 @@ __device__ int mirrored(int place, int size) {
   return inside < size ? inside : 2 * (size - 1) - inside;
 }
 
-// Value i of an image after its change. With `zeros`, nothing is mirrored. A square of `side` pixels is cut out.
+// Value i of an image after its change. With `zeros`, gaps are filled with zeros instead of by reflection. A square of
+// `side` pixels is cut out.
 __device__ float changed(const unsigned char *pixels, const int *view, float scale, float shift, int i, int length,
                          int channels, int H, int W, int zeros, int side) {
   int y = i / length, x = i % length / channels, down = y - view[1], across = x - view[2];
@@ -45,8 +46,8 @@ __device__ float changed(const unsigned char *pixels, const int *view, float sca
   return scaled(pixels[(down * W + across) * channels + i % channels], scale, shift);
 }
 
-// Like gather, for images that are changed. If `mixes`, each image has only a share of the result, and the one before it
-// has the rest.
+// Like gather, for images that are changed. If `mixes`, each image is mixed with the one before it: the image has its
+// share of the result, and the one before it has the rest.
 KERNEL gather_views(const unsigned char *pixels, const wide *order, const wide *position, const int *views,
                     const double *shares, const float *scale, const float *shift, float *x, wide image, int row,
                     int length, int channels, int zeros, int side, int mixes, int images, int size) {

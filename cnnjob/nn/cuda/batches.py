@@ -26,7 +26,7 @@ def gather(
     N, *inner = x.value.shape
     channels = [arena.constant(np.asarray(values, x.value.dtype)) for values in (pixels.scale, pixels.shift)]
     target = *channels, *bordered(x.value), row_length(x.value.shape), inner[-1]
-    views: list[Array] = []  # the change of each image, int32 (N, 5); without one a simpler kernel copies the pixels
+    views: list[Array] = []  # the change of each image, int32 (N, 5); empty if a simpler kernel copies the pixels
     settings: tuple[int, ...] = ()
     if isinstance(change, Augmentation):
         views, settings = [arena.take((N, 5), np.int32)], (change.crop, change.cutout, change.mixup > 0)

@@ -205,8 +205,8 @@ __device__ float depth_of(const float *z, int classes, float largest) {
 }
 
 // Loss of an image, 1 if its first largest output is that of its label, and the gradient (softmax - t) / N with
-// t = (1 - smoothing) * onehot + smoothing / classes. If `mixes`, the label has only a share of its image, and that of
-// the image before it has the rest; a prediction is right if it is the one with the larger share.
+// t = (1 - smoothing) * onehot + smoothing / classes. If `mixes`, the label has only a share of onehot, and the label
+// of the image before it has the rest; a prediction is right if it is the label with the larger share.
 KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order, const wide *position,
                      const double *shares, float *gradient, float *losses, int *hits, float smoothing, int mixes,
                      int images, int classes) {
@@ -236,7 +236,8 @@ KERNEL cross_entropy(const float *logits, const wide *labels, const wide *order,
 
 #define MOST_THREADS 256
 
-// The sum of the values of a block's MOST_THREADS threads, in a fixed order; all of them call it, once, and receive it.
+// Returns the sum of the values of a block's MOST_THREADS threads, in a fixed order, to each of them. All threads must
+// call it, and only once in a kernel.
 __device__ double block_sum(double value) {
   __shared__ double sums[MOST_THREADS];
   int t = threadIdx.x;

@@ -1,7 +1,7 @@
 // ---- Muon: matrices in pieces, one per block ------------------------------------------------------------------------
 //
-// A piece has `counts` values of the matrix `owners`: from `starts` on in the flat buffers, from `places` on in the
-// buffers of all matrices. The pieces of matrix m are firsts[m] ... firsts[m + 1] - 1.
+// A piece has `counts` values of the matrix `owners`. They begin at `starts` in the flat buffers, and at `places` in
+// the buffers that hold all matrices. The pieces of matrix m are firsts[m] ... firsts[m + 1] - 1.
 
 // The sum over the pieces of a piece's matrix, in a fixed order.
 __device__ double matrix_sum(const double *sums, const int *owners, const int *firsts) {

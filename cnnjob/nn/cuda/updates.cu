@@ -2,7 +2,7 @@
 //
 // The last block of the step's last kernel advances the position, after all blocks have read it.
 // A piece starts at `starts` and has `counts` values; `factors` scale the learning rate, `decays` are the weight decay.
-// `drops` is what is taken from the setting of the momentum, or of beta1, in each step.
+// `drops` are the amounts by which the momentum, or beta1, is less than its setting in each step.
 
 // g += decay w, v = momentum v + g, w -= rate v. Nesterov momentum: w -= rate (g + momentum v). Decoupled decay:
 // w *= 1 - rate decay, and g unchanged. Without momentum there is no v, and w -= rate g.
@@ -85,7 +85,7 @@ KERNEL clip(float *gradients, const double *sums, wide size, int count, double b
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
   double factor = bound / (sqrt(block_sum(sum)) + eps);
-  if (!(factor < 1)) return;  // nor if the norm is not a number
+  if (!(factor < 1)) return;  // also if the norm is NaN
   for (wide i = blockIdx.x * blockDim.x + threadIdx.x; i < size; i += gridDim.x * blockDim.x)
     gradients[i] *= (float)factor;
 }

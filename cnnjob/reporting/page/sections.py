@@ -55,7 +55,7 @@ class TimelineBar:
 
 
 class Timeline(NamedTuple):
-    """When a run waited and ran, as bars on a scale from ``first`` to ``last``."""
+    """The times at which a run waited and ran, as bars on a scale from ``first`` to ``last``."""
 
     bars: list[TimelineBar]
     first: datetime
@@ -112,7 +112,7 @@ class RunSection:
     provenance: list[str]
     charts: list[Chart]
     timeline: Timeline | None
-    """None if there is only one bar, which would show nothing."""
+    """None if there would be fewer than two bars, which show nothing that the table does not."""
     attempts: list[AttemptFold]
     matrix: list[list[tuple[int, float]]]
     """Rows of the confusion matrix, with counts and their shares of the row; empty if there are many classes."""

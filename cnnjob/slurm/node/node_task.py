@@ -37,7 +37,7 @@ from cnnjob.training.train import Outcome, train
 LATER_JOB_SECONDS, POLL_SECONDS = 60.0, 5.0
 """Maximum time that a job waits for a later job to release the run, and the pause between two attempts."""
 PROGRESS_SECONDS = 300.0
-"""Minimum time between two lines about the steps of an epoch."""
+"""Time without output after which a line about the current step is printed."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Part:
     runs: list[Run]
 
     def warnings(self) -> Iterator[str]:
-        """Yield what is wrong with the GPUs of the request: some would be idle, or none could be used."""
+        """Yield a warning if some requested GPUs would be idle, and one if none can be used without CuPy."""
         if idle := self.request.idle_gpus(self.backend):
             yield idle
         if self.backend != "numpy" and self.request.gpu_count and (missing := describe_missing_cupy()):

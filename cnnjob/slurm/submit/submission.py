@@ -116,7 +116,7 @@ def submit(
                         if run not in requested and not run.submission_file.exists():
                             (run.slurm_folder / REQUEST).unlink(missing_ok=True)
                     for sweep in {*sweeps.glob("*")} - earlier_sweeps:
-                        if not any(sweep.glob("*.pkl")):  # no job was accepted for it
+                        if not any(sweep.glob("*.pkl")):  # SLURM accepted no job of this sweep
                             shutil.rmtree(sweep, ignore_errors=True)
                 raise
     ordered = [results[run.path] for run in runs if run.path in results]

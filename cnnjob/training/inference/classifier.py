@@ -124,7 +124,7 @@ def _build_classifier(
     job, data = run.job(), run.data()
     network = build_network(job.model, tuple(data["image_shape"]), len(data["class_names"]))
     backend = backend or nn.NumPyBackend(nn.Workers(1))
-    state = nn.State(network, nn.Sgd(), backend)  # nothing is trained: the optimiser without memory
+    state = nn.State(network, nn.Sgd(), backend)  # nothing is trained, and plain SGD needs no buffers
     if {name: array.shape for name, array in weights.items()} != state.layout.shapes:
         raise DataError(f"{source}: does not match {run.job_file}. Restore the file that was changed, or train again")
     if any(array.dtype != np.float32 for array in weights.values()):

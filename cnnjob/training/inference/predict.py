@@ -72,7 +72,7 @@ def predict(
             used.
         images: addresses in the run's dataset, such as ``test:17``; image files of any size, which are scaled to the
             network's input size; folders of image files, including their subfolders; or ``.npy`` files or arrays, uint8
-            (H, W, C) or (N, H, W, C) of exactly that size, or without C if the images are grey.
+            (H, W, C) or (N, H, W, C) of exactly that size, where C may be left out if the images are grey.
         data: the folder that contains the dataset; by default, the folder recorded in the run.
         invert: True to invert all pixels (255 − x) first.
         say: receives messages for the user, for example if the run is unfinished.

@@ -118,7 +118,7 @@ def _name_of(key: str) -> str:
 
 
 def _stream(images_path: Path, labels_path: Path, *, turned: bool) -> LabelledStream:
-    """Return images with their labels; ``turned`` swaps rows and columns, since EMNIST stores its images transposed."""
+    """Return images with their labels; if ``turned``, swap rows and columns, since EMNIST's images are transposed."""
     with open_idx(labels_path, _LABELS_NDIM) as file:
         rows = file.read(file.shape[0])
         file.require_end()

@@ -147,7 +147,7 @@ class ZipTree(_ArchiveTree):
         return listing
 
     def _decoded(self, names: Sequence[str | bytes]) -> Sequence[str]:
-        """Return names as text: those in bytes are in the stated encoding, or else in UTF-8 if all of them may be."""
+        """Return names as text. Bytes are decoded with the stated encoding; without one, as UTF-8 if all can be."""
         encoding = self._encoding or ("utf-8" if all(map(_is_utf8, names)) else "cp437")
         decoded = []
         for name in names:

@@ -284,7 +284,7 @@ def _layout_of_folders(tree: FolderTree, listing: Listing, options: FolderOption
     """Return the layout of a folder.
 
     Raises:
-        DataError: the layout is not clear; the message suggests a table in the folder that may contain the labels.
+        DataError: the layout is not clear. If the folder contains a table, the message suggests it for the labels.
     """
     try:
         layout = find_layout(listing, str(tree.root), _annotations(tree, listing))

@@ -27,7 +27,7 @@ _DELIMITERS = (",", "\t", ";")
 _SEPARATORS = ("|", ";", ",", " ")
 """Characters that separate labels in a cell."""
 _WORDS_PER_TAG = 3
-"""If labels consist of words, and there are this many times more labels than words, the words are labels."""
+"""If labels consist of several words, and there are more than this many labels per word, each word is a label."""
 _SHOWN = 10
 
 
@@ -94,7 +94,7 @@ def _several_labels(rows: Sequence[_Row]) -> Iterator[str]:
     for separator in _SEPARATORS:
         parts = {label: [part.strip() for part in label.split(separator)] for label in labels if separator in label}
         users = Counter(part for some in parts.values() for part in some)
-        # Names of several words, such as breeds, share words too, but the words are not labels themselves.
+        # Class names of several words, such as those of breeds, share words too, but these words are not labels.
         combined = {
             label
             for label, some in parts.items()
@@ -262,7 +262,7 @@ def _named_files(rows: Sequence[_Row], where: str, files: Sequence[str], root: s
             problems.append(f"{row.path} on line {row.line}: no such file{hint}")
     if problems:
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-        # As in competitions, whose training and test images have the same names.
+        # In some competitions, training and test images have the same names.
         subfolders = sorted({path.partition("/")[0] for path in files if "/" in path})
         is_ambiguous = any("several files match" in problem for problem in problems) and subfolders
         narrower = f", or specify a subfolder such as {root}/{subfolders[-1]}" if is_ambiguous else ""

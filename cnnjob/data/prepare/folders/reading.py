@@ -174,8 +174,8 @@ def _examine_files(
 
     Returns:
         For each file, the survey result, or a string that describes why the file is unusable; and for each shape
-        (H, W, C) of decoded images, their position in the shared memory and their number. They are in the order of the
-        files; a shape for which there was no room is missing.
+        (H, W, C), the position of its decoded images in the shared memory and their number. The images are in the order
+        of the files; a shape for which there was no room is missing.
     """
     (tree, memory), (names, options) = state, task
     results: list[_Examined | str] = []
