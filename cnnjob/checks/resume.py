@@ -1,4 +1,4 @@
-"""Run a job twice on this machine, once uninterrupted and once with kills at random moments, and compare the bits.
+"""Run a job twice on this machine, once uninterrupted and once killed at random moments, and compare the results' bits.
 
 Each attempt is a separate process, which writes the number of its last step to the file STEPS:
 

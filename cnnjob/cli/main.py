@@ -86,7 +86,7 @@ class _Light:
         return option
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Return the completions without their help texts, since rich would be imported to render them."""
+        """Return the completions without their help text, because rendering it would import rich, which takes time."""
         completions = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
         for completion in completions:
             completion.help = None

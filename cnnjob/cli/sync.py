@@ -23,7 +23,7 @@ HEADER = ("run", "state", "epochs", "new epochs", "result", "problem")
 
 def sync(
     runs: opt.RUN_PATHS = None,
-    to: Annotated[str, typer.Option("--to", metavar="TOOL", help="Tool to copy to: tensorboard or wandb.")] = "",
+    to: Annotated[str, typer.Option("--to", metavar="TOOL", help="Destination: tensorboard or wandb.")] = "",
     out: Annotated[
         Path | None,
         typer.Option(

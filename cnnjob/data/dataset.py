@@ -541,7 +541,7 @@ def _per_channel(file: h5py.File, name: str) -> tuple[float, ...]:
     # NaN fails both comparisons.
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         shown = f"{values.ravel()[:4].tolist()} of shape {values.shape}"
-        raise ValueError(f"the attribute {name} does not have one number from 0 to 1 per channel (found {shown})")
+        raise ValueError(f"the attribute {name} should be one number from 0 to 1 per channel (found {shown})")
     return tuple(values.astype(np.float64).tolist())
 
 

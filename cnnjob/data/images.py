@@ -465,7 +465,7 @@ def _misread_tiff(image: TiffImagePlugin.TiffImageFile, bits: int) -> str:
 
 
 def _bits(image: ImageFile, raw_mode: str) -> int:
-    """Return the bits per channel, at least 8, or 0 for signed values, floating-point values or more than 16 bits."""
+    """Return the bits per channel (8 or more), or 0 if the values are signed, floating-point or wider than 16 bits."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = set(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))

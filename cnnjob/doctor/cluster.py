@@ -129,7 +129,7 @@ def _check_partition(cluster: Cluster, partition: Partition) -> Finding:
         return Finding(name, "note", message, "it starts no jobs at present")
     if not cluster.may_use(partition):
         message = "; ".join([*properties, f"for accounts {', '.join(partition.accounts)}"])
-        return Finding(name, "note", message, "your accounts may not use it")
+        return Finding(name, "note", message, "none of your accounts is allowed to use it")
     return Finding(name, "ok", "; ".join(properties))
 
 

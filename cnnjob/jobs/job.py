@@ -249,7 +249,7 @@ def _read_frozen(path: Path) -> dict[str, Any]:
     if frozen.get("format") != FORMAT:
         raise JobError(
             f"{path.parent}: created by another version of cnnjob (found job format {frozen.get('format')}, expected "
-            f"{FORMAT}). The meaning of settings has changed since, so the run is not resumed. Pass the job file "
-            "instead of the run folder"
+            f"{FORMAT}). Settings have other meanings in this version, so the run cannot be resumed. Pass the "
+            "job file instead of the run folder"
         )
     return manifest.job_in(frozen, path.parent)

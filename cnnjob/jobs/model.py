@@ -76,7 +76,7 @@ def _require_trained_scale(norm: nn.BatchNorm, info: ValidationInfo) -> nn.Batch
 
 def _require_each_part(order: Order) -> Order:
     if sorted(order) != sorted(_ORDER):
-        raise ValueError(f"input should be 'norm', 'activation' and 'pool', each once, found {list(order)}")
+        raise ValueError(f"input should contain 'norm', 'activation' and 'pool' exactly once each, found {list(order)}")
     return order
 
 

@@ -73,7 +73,7 @@ def explain_moved_key(key: str, train: Mapping[str, Any]) -> str:
 
 
 def _spelling(table: str, kind: str, keys: Iterable[str], train: Mapping[str, Any]) -> str:
-    """Return, in the current format, the table of an optimiser or schedule with the values of the given old keys."""
+    """Convert the given old keys of an optimiser or schedule to a table in the current format."""
     settings = ", ".join(f"{_MOVED_KEYS[table][kind][key]} = {format_value(train[key])}" for key in keys)
     return f"{table} = {{ {kind} = {{ {settings} }} }}"
 

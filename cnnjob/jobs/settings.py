@@ -39,7 +39,7 @@ class AugmentSettings(Settings):
         if self.translate and self.crop:
             raise ValueError(
                 f"crop: moves images, as translate does (found crop = {self.crop} and translate = {self.translate}). "
-                "Set only one of the two: crop fills gaps with zeros, translate by reflection"
+                "Set only one of the two: crop fills gaps with zeros, and translate fills them by reflection"
             )
         return self
 
@@ -270,8 +270,8 @@ def _check_milestones(value: Any) -> tuple[int | float, ...]:
     are_ascending = all(earlier < later for earlier, later in pairwise(milestones))
     if not milestones or not (are_epochs or are_fractions) or not are_ascending:
         raise ValueError(
-            "input should be an array of epochs, such as [30, 60], or of fractions of all steps, such as [0.5, 0.75], "
-            f"in ascending order, found {format_value(value)}"
+            "input should be an array of epochs in ascending order, such as [30, 60], or of fractions of the training, "
+            f"such as [0.5, 0.75], found {format_value(value)}"
         )
     return milestones
 

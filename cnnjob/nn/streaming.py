@@ -32,7 +32,7 @@ class ImageStream:
     """A reader that loads each step's images into a ring buffer before the step runs.
 
     The ring buffer is the last part of :attr:`images`, an array in the backend's memory. The part before the ring is
-    for images that stay in memory: the first images of one source, on a GPU as many as fit. This part may be empty.
+    for images that stay in memory: the first images of one source (on a GPU, as many of them as fit). It may be empty.
     """
 
     def __init__(

@@ -165,6 +165,6 @@ def convolutions_of(
         shown = array if is_whole else array[:, :, :MAX_CHANNELS, :MAX_FILTERS].copy()
         is_square = array.size > 0 and array.shape[0] == array.shape[1] and array.dtype.kind == "f"
         if not (is_square and (np.abs(shown) <= _LARGEST).all()):  # the comparison is also false for NaN
-            raise DataError(f"{where}: damaged (layer {name} does not have square filters of finite numbers)")
+            raise DataError(f"{where}: damaged (the filters of layer {name} are not square or not finite)")
         found.append(Convolution(name, array.shape, shown, *_feature_maps(examples, name)))
     return found

@@ -65,9 +65,7 @@ def check_formats(names: Iterable[str]) -> list[Format]:
     """
     wanted = list(names)
     if unknown := [name for name in wanted if name not in FORMATS]:
-        raise JobError(
-            f"report: not a format of figures (found '{unknown[0]}'). Use one or more of {', '.join(FORMATS)}"
-        )
+        raise JobError(f"report: not a figure format (found '{unknown[0]}'). Use one or more of {', '.join(FORMATS)}")
     return [kind for kind in FORMATS if kind in wanted]
 
 

@@ -119,7 +119,7 @@ class ExpectedArrays:
         progress, arrays = checkpoint.progress, checkpoint.arrays
         if progress.step != progress.epoch * self.steps + progress.epoch_step or progress.epoch_step > self.steps:
             raise ValueError(
-                f"step {progress.step} does not match epoch {progress.epoch} and its step {progress.epoch_step}"
+                f"step {progress.step} does not match step {progress.epoch_step} of epoch {progress.epoch}"
             )
         for name, shape in {**self.shapes, "losses": (progress.epoch_step,)}.items():
             array = arrays.get(name)

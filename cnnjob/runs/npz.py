@@ -146,7 +146,7 @@ def _data_offset(content: memoryview, info: zipfile.ZipInfo, position: int) -> i
     if content[position:start] != header or not is_told_so or has_extra or not _NAME.fullmatch(info.filename):
         raise ValueError(f"not a plain array: {info.filename[:_SHOWN]!r}")
     if info.compress_size != size or start + size > len(content):
-        raise ValueError(f"{info.filename}: its size does not match the file")
+        raise ValueError(f"{info.filename}: its size is inconsistent with that of the file")
     if zlib.crc32(content[start : start + size]) != info.CRC:
         raise ValueError(f"{info.filename}: its checksum does not match")
     return start

@@ -136,16 +136,16 @@ def _require_idle(status: Status, answer: Answer) -> None:
         )
     if status.is_elsewhere:
         raise BusyError(
-            f"{path}: not removed because job {summary.job_id} on cluster {summary.other_cluster} may belong to it; "
-            f"this cluster is {summary.here}. Cancel the job, then wait until it has ended:\n"
+            f"{path}: not removed because job {summary.job_id} on cluster {summary.other_cluster} may belong to this "
+            f"run; this cluster is {summary.here}. Cancel the job, then wait until it has ended:\n"
             f"  scancel -M {shlex.quote(summary.other_cluster)} {summary.job_id}"
         )
     if not summary.job_ids or status.state in {"finished", "damaged"}:
         return
     if status.is_hidden:
         raise BusyError(
-            f"{path}: not removed because another user's job {status.job_id} may belong to it, and this site hides the "
-            "jobs of other users. Ask that user to cancel it"
+            f"{path}: not removed because another user's job {status.job_id} may belong to this run, and this "
+            "site hides the jobs of other users. Ask that user to cancel the job"
         )
     if answer.silent:
         remark = answer.remark.partition(";")[0]

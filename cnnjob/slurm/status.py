@@ -1,4 +1,4 @@
-"""Status of runs, determined from their folders, one squeue call for all runs and one sacct call.
+"""Status of runs, determined from their folders and from one squeue call and one sacct call for all runs.
 
 If the scheduler does not answer, or its answer cannot be parsed, the status is determined from the folders alone.
 """

@@ -100,7 +100,7 @@ def _cancel_without_process(status: Status) -> Cancellation:
     if status.is_elsewhere:
         return _not_cancelled(summary, _advise_other_cluster(summary))
     if status.is_hidden and status.state not in {"failed", "cancelled"}:
-        owner = f"another user's job {status.job_id} may belong to it"
+        owner = f"another user's job {status.job_id} may belong to this run"
         return _not_cancelled(summary, f"{owner}, and this site hides the jobs of other users. Ask that user")
     if status.state in {"finished", "damaged"} or not (waiter := find_local_wait(summary.run)):
         return Cancellation(summary.run, f"nothing to cancel: {status.state}")
@@ -161,7 +161,7 @@ def _advise_other_cluster(summary: RunSummary) -> str:
 
 
 def _advise_signal(summary: RunSummary) -> str:
-    """Return a message with the command that stops a process on another host, which cannot be signalled from here."""
+    """Return a message with the command that stops a process that runs on another host, out of reach of signals."""
     pid, host, job_id = (summary.attempt.get(key) for key in ("pid", "host", "job_id"))
     is_foreign = job_id and job_id != str(summary.submission.get("job_id"))
     inside = f", inside job {job_id}, which cnnjob did not submit" if is_foreign else ""

@@ -433,7 +433,7 @@ def test_figures_are_drawn_in_the_formats_that_are_asked_for() -> None:
     assert suffixes() == {".png", ".svg", ".pdf"}
     refused = process("report", "--format", "png,jpg")
     assert refused.returncode == 2
-    assert "report: not a format of figures (found 'jpg'). Use one or more of png, svg, pdf" in refused.stderr
+    assert "report: not a figure format (found 'jpg'). Use one or more of png, svg, pdf" in refused.stderr
 
 
 @pytest.mark.usefixtures("here")

@@ -252,6 +252,8 @@ def test_a_site_that_hides_the_jobs_of_others(cluster: Start, user_python: Path)
     assert "this site hides the jobs of other users" in told.stderr
     again = place.cnnjob("submit", "toy.toml", *REQUEST, check=False)
     assert again.returncode == 5
-    assert f"another user's job {job} may belong to it, and this site hides the jobs of other users" in again.stderr
+    assert (
+        f"another user's job {job} may belong to this run, and this site hides the jobs of other users" in again.stderr
+    )
     as_another(place, "cancel", "runs")
     assert not place.cluster.admin("squeue", "--noheader")

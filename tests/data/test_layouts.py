@@ -360,7 +360,7 @@ def test_sizes_are_listed_with_the_command_that_does(tmp_path: Path) -> None:
     assert (program, command, Path(source)) == ("cnnjob", "prepare", root)
     assert options[-2:] == ["--size", "4x4"]
     assert prepared(root, size=(4, 4)).created
-    with pytest.raises(JobError, match="fit: needs a size"):
+    with pytest.raises(JobError, match="fit: pad needs a size"):
         prepared(root, fit="pad")
 
 
@@ -666,7 +666,7 @@ def test_plots_next_to_arrays_are_not_the_images(tmp_path: Path) -> None:
     for source in (tmp_path / "both", tmp_path / "both" / "data"):
         done = prepare("folder", tmp_path / f"{source.name}.h5", source=source, test_fraction=0.25)
         assert done.dataset.class_names == ("0", "1", "2")
-    with pytest.raises(DataError, match=r"x_train\.npy: a single array .found y_train\.npy next to it"):
+    with pytest.raises(DataError, match=r"x_train\.npy: only one array of a pair .found y_train\.npy next to it"):
         prepare("folder", tmp_path / "out.h5", source=tmp_path / "both" / "data" / "x_train.npy", test_fraction=0.25)
 
 

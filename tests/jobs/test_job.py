@@ -90,7 +90,8 @@ CONV = {"conv": 3, "kernel": 2}
     ("changes", "message"),
     [
         ({"blocks": [CONV | {"order": ["norm", "pool"]}]},
-         "model.blocks.0.order: input should be 'norm', 'activation' and 'pool', each once, found ['norm', 'pool']"),
+         "model.blocks.0.order: input should contain 'norm', 'activation' and 'pool' exactly once each, found "
+         "['norm', 'pool']"),
         ({"blocks": [CONV | {"order": ["norm", "pool", "relu"]}]},
          "model.blocks.0.order.2: input should be 'norm', 'activation' or 'pool', found 'relu'"),
         ({"blocks": [CONV | {"batch_norm": {"momentun": 0.1}}]},
@@ -446,8 +447,8 @@ def test_a_key_of_the_older_layout_is_refused_with_its_new_spelling(train: dict[
         ({"train__schedule": {"step": {"milestones": [0.5, 0.5]}}}, "train.schedule.step.milestones: input should be"),
         ({"train__schedule": {"step": {"milestones": [True]}}}, "train.schedule.step.milestones: input should be an "),
         ({"train__schedule": {"step": {"milestones": [1.5]}}},
-         "train.schedule.step.milestones: input should be an array of epochs, such as [30, 60], or of fractions of all "
-         "steps, such as [0.5, 0.75], in ascending order, found [1.5]"),
+         "train.schedule.step.milestones: input should be an array of epochs in ascending order, such as [30, 60], or "
+         "of fractions of the training, such as [0.5, 0.75], found [1.5]"),
         ({"train__schedule": {"step": {"warmup": 0.6}}},
          "train.schedule.step.milestones: the learning rate would fall during the warm-up, which takes 0.6 of all "
          "steps (found 0.5). Set a later milestone, or a shorter warmup"),

@@ -146,8 +146,6 @@ def test_other_drawing_code_draws_what_is_asked_for_anew_and_keeps_the_rest(tmp_
 
 
 def test_a_format_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(
-        JobError, match=r"report: not a format of figures .found 'jpg'.. Use one or more of png, svg, pdf"
-    ):
+    with pytest.raises(JobError, match=r"report: not a figure format .found 'jpg'.. Use one or more of png, svg, pdf"):
         figures.check_formats(["png", "jpg"])
     assert figures.check_formats(["svg", "png", "svg"]) == ["png", "svg"]

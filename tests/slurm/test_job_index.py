@@ -450,7 +450,9 @@ def test_a_hidden_job_keeps_nobody_from_cancelling_another(
     theirs, mine = hidden_and_mine(idle_slurm, monkeypatch, "PENDING")
     found = cnnjob("cancel", str(theirs.path), str(mine.path))
     told = found.stdout.splitlines()
-    assert told[0].startswith(f"{theirs.path}: not cancelled: another user's job 17 may belong to it, and this site")
+    assert told[0].startswith(
+        f"{theirs.path}: not cancelled: another user's job 17 may belong to this run, and this site"
+    )
     assert (found.exit_code, told[1]) == (5, f"{mine.path}: cancelled job 18, which was waiting")
     assert [line for line in recorded_calls(idle_slurm) if "scancel" in line] == ["scancel 18"]
 

@@ -33,7 +33,7 @@ def show(
     ] = None,
     overrides: opt.OVERRIDES = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="Explain the keys of a job file, with an example; or only WHAT.")
+        bool, typer.Option("--keys", help="Explain the keys of a job file, with an example; with WHAT, only that part.")
     ] = False,
     data: opt.DATA = opt.DATA_FOLDER,
     as_json: Annotated[bool, opt.json_option("Print the same as JSON; for a job, also its memory in bytes.")] = False,

@@ -289,7 +289,7 @@ class _Request:
                 "Python knows, such as gbk, shift_jis, cp949 or cp866"
             ) from None
         if self.options.fit != FITS[0] and size is None:
-            raise JobError(f"fit: needs a size (found {self.options.fit}). Specify --size as well")
+            raise JobError(f"fit: {self.options.fit} needs a size. Specify --size as well")
         if self.options.skip_damaged < 0:
             raise JobError(f"skip_damaged: must not be negative (found {self.options.skip_damaged}). Specify 0 or more")
         if fraction not in {None, VAL} and not (isinstance(fraction, int | float) and 0 < fraction < 1):

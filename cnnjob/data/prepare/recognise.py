@@ -116,7 +116,7 @@ def _read_source_file(source: Path, options: FolderOptions, *, progress: bool) -
         siblings = [path.name for path in sorted(source.parent.glob("*.npy")) if path.name != source.name]
         if siblings:
             raise DataError(
-                f"{source}: a single array (found {siblings[0]} next to it). Specify the folder that contains both"
+                f"{source}: only one array of a pair (found {siblings[0]} next to it). Specify the folder of both"
             )
         return read_array_set(find_numpy_set(array_files(source), str(source)), options)
     if start.startswith(b"PK"):

@@ -190,7 +190,9 @@ def _plan_average(
     *,
     resets: bool = True,
 ) -> Task:
-    """Plan slow ← slow + (1 − α)(fast − slow) and, if ``resets``, fast ← slow; if α is negative, nothing is done.
+    """Plan slow ← slow + (1 − α)(fast − slow), then fast ← slow if ``resets`` is true.
+
+    The task does nothing after a step for which α is negative.
 
     Args:
         workers: the workers.

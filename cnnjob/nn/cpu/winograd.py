@@ -331,7 +331,7 @@ def _plan_shard(
 def _plan_cache_block(
     block: Conv, buffers: _Buffers, x: Tensor, y: Tensor, kernel: _TransformedKernel, number: int, *, is_first: bool
 ) -> ForwardBackward:
-    """Plan the block for a few images; the shard's first cache block resets the gradients of the kernel."""
+    """Plan the images of a cache block; the first cache block of a shard resets the kernel's gradients."""
     input_transform = _plan_input_transform(buffers, x, kernel.tiling)
     products = _plan_point_products(buffers, kernel, with_input=x.trainable, is_first=is_first)
     steps = [

@@ -103,7 +103,7 @@ def list_queue(
 def _parse_rows(answer: str, mark: str) -> list[list[str]]:
     """Return the cells of each line that begins a job's entry.
 
-    Lines that a squeue wrapper prints, and the further lines of a comment with line breaks, are skipped.
+    Lines printed by a squeue wrapper and the continuation lines of comments with line breaks are skipped.
     """
     lines = answer.split("\n")  # splitlines would also split comments at other characters
     marked = [line.removeprefix(f"{mark}|") for line in lines if line.startswith(f"{mark}|")]

@@ -165,7 +165,7 @@ def _reason_not_to_submit(summary: RunSummary, jobs: Sequence[QueuedJob], index:
         )
     if not jobs and summary.is_other_users and may_be_restarted(summary) and client.hides_jobs():
         return (
-            f"{run.path}: another user's job {summary.job_id} may belong to it, and this site hides the "
+            f"{run.path}: another user's job {summary.job_id} may belong to this run, and this site hides the "
             f"jobs of other users. Ask that user; if the job has ended, remove its record and submit again:\n"
             f"  rm {submission_file}"
         )

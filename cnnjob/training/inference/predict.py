@@ -42,7 +42,7 @@ class Prediction:
     """Other changes made to an image file, such as filling transparent pixels with the background, and warnings."""
 
     def __repr__(self) -> str:
-        """Return the image, the most probable class with its probability, and the true class if known, on one line."""
+        """Return a line with the image, the most probable class and its probability, and the true class if known."""
         truth = "" if self.true_class is None else f", true class {printable(self.true_class)}"
         return f"Prediction of {printable(self.image)}: {printable(self.class_name)} {self.probability:.3f}{truth}"
 
