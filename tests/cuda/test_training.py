@@ -208,7 +208,7 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     assert "set CUPY_CACHE_DIR to a writable folder" in said
 
 
-@pytest.mark.parametrize("step", [1, 20, 39, 45])
+@pytest.mark.parametrize("step", [20, *(pytest.param(step, marks=pytest.mark.cuda_emulated) for step in (1, 39, 45))])
 def test_a_training_that_is_stopped_goes_on_with_the_same_bits(
     unbroken: Run, libraries: Path, tmp_path: Path, step: int
 ) -> None:
@@ -299,6 +299,7 @@ def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tm
     assert trained(run, libraries, STANDIN_BYTES=str(exact + WORKSPACE_BYTES)).endswith("finished\n")
 
 
+@pytest.mark.cuda_emulated
 def test_images_that_do_not_fit_are_streamed(libraries: Path, tmp_path: Path) -> None:
     """Some stay on the GPU, others are streamed: the bits are those of a run with all of them on the GPU."""
     images, changes = 8000, {"train__batch_size": 100, "train__epochs": 1, "data__augment": {"flip": "random"}}
