@@ -170,7 +170,7 @@ def test_a_file_that_changes_during_the_training_ends_it(
         train(run, ActsAt(7, lambda: act(data.path)), in_memory_bytes=0)
     assert error.value.exit_code == 3
     assert run.attempts()[0]["why"] == f"failed: {error.value}"
-    assert 7 <= run.attempts()[0]["step"] <= 10
+    assert 7 <= run.attempts()[0]["step"] <= 20  # the small images of the first epoch, 20 steps, are read together
     data.path.write_bytes(content)
     assert train(run, in_memory_bytes=0).state == "finished"
     assert outcome_of(run) == expected
