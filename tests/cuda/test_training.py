@@ -282,6 +282,7 @@ def test_a_last_update_after_which_the_outputs_overflow_fails_the_run(libraries:
     assert not any(path.exists() for path in (run.result_file, run.weights_file, run.predictions_file))
 
 
+@pytest.mark.cuda_emulated
 def test_a_gpu_that_is_too_small_is_said_with_what_would_fit(libraries: Path, tmp_path: Path) -> None:
     run = made(tmp_path, train__batch_size=100)
     said = trained(run, libraries, STANDIN_FREE="450000")
@@ -366,6 +367,7 @@ def test_the_memory_on_a_gpu_is_said_where_none_is(tmp_path: Path) -> None:
     assert "GPU" not in memory_line(numpy)
 
 
+@pytest.mark.cuda_emulated
 def test_auto_takes_a_gpu_where_there_is_one_and_stays_with_it(libraries: Path, tmp_path: Path) -> None:
     run = made(tmp_path, resources__backend="auto")
     stop = "import os; os.kill(os.getpid(), 15)"

@@ -341,7 +341,7 @@ HOSTILE = {
     "a negative std": ("one number from 0 to 1 per channel", attribute("std", [-0.1, 0.5, 0.5])),
     "an infinite std": ("one number from 0 to 1 per channel", attribute("std", [np.inf, 0.5, 0.5])),
     "means of rows": ("found .0.5, 0.5, 0.5. of shape .1, 3.", attribute("mean", [[0.5, 0.5, 0.5]])),
-    "one mean for all": ("attribute mean does not .* of shape ..", attribute("mean", 0.5)),
+    "one mean for all": ("attribute mean should be .* of shape ..", attribute("mean", 0.5)),
     "no value": ("the attribute mean has no value", attribute("mean", h5py.Empty("f8"))),
     "no text": ("the attribute options has no value", attribute("options", h5py.Empty("S8"))),
     "other bytes": ("not valid UTF-8", attribute("name", np.bytes_(b"\xff"))),

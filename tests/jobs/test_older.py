@@ -202,7 +202,7 @@ def test_an_unfinished_run_is_named_and_begun_anew(toys: Dataset) -> None:
         train(older)
     for command in ("train", "submit"):
         refused = cnnjob(command, str(older.path))
-        assert (refused.exit_code, "so the run is not resumed. Pass the job" in refused.output) == (2, True)
+        assert (refused.exit_code, "so the run cannot be resumed. Pass the job" in refused.output) == (2, True)
     [stands] = status.query_statuses([older]).statuses
     assert (stands.state, stands.detail) == ("stopped", "started by another version of cnnjob, so it cannot be resumed")
     cause = diagnosis.diagnose(stands)

@@ -490,12 +490,12 @@ DAMAGES: dict[str, tuple[Callable[[Run], object], str, str]] = {
     "weights without a number": (
         arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), np.nan)}),
         "finished",
-        "weights.npz: damaged (layer conv1 ",
+        "weights.npz: damaged (the filters of layer conv1 ",
     ),
     "vast filters": (
         arrays("weights.npz", **{"conv1/weights": np.full((3, 3, 1, 2), 1e300)}),
         "finished",
-        "weights.npz: damaged (layer conv1 ",
+        "weights.npz: damaged (the filters of layer conv1 ",
     ),
     "oblong filters": (arrays("weights.npz", **{"conv1/weights": np.ones((3, 2, 1, 2))}), "finished", "weights.npz: "),
     "cut job": (cut("job.json"), "damaged", "job.json: not readable as JSON"),

@@ -47,7 +47,7 @@ JOBS: list[dict[str, Any]] = [
     FEW | {"train__optimiser": {"sgd": {"momentum": 0.0}}, "model__blocks": PLAIN},
     {"train__optimiser": "sgd", "model__blocks": PLAIN},
     FEW | {"train__optimiser": {"sgd": {"momentum": 0.0}}, "model__blocks": DROPOUT},
-    {"train__optimiser": "sgd", "model__blocks": DROPOUT},
+    FEW | {"train__optimiser": "sgd", "model__blocks": DROPOUT},
     FEW
     | {
         "model__blocks": RESIDUAL,
