@@ -1,6 +1,5 @@
-"""Read arrays that are stored contiguously in a file, at their offsets.
+"""Read arrays that are stored contiguously in a file, using ``preadv`` at their offsets.
 
-Consecutive rows are read with ``preadv``, other rows in one system call per batch (:mod:`~cnnjob.data.batch_read`).
 A memory map would be faster, but its pages count as resident memory, and a truncated file would kill the process with
 SIGBUS. HDF5 is not involved, so no HDF5 state is carried across a fork and no lock is taken.
 """
@@ -9,14 +8,12 @@ import os
 import time
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from cnnjob.data.batch_read import MOST_READS, BatchRead
 from cnnjob.errors import DataError
 from cnnjob.files import open_regular, reason_of
 
@@ -121,11 +118,6 @@ class RowReader:
         """Close the file."""
         self.close()
 
-    @cached_property
-    def _batch(self) -> BatchRead:
-        """The reader of many rows at once, created on first use: removing the kernel's queue takes 10 ms or more."""
-        return BatchRead(self._descriptor, self._array.row_bytes)
-
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._array)
@@ -193,29 +185,29 @@ class RowReader:
         Raises:
             DataError: the file was replaced, changed or truncated, or cannot be read.
         """
-        array = self._array
+        array, descriptor = self._array, self._descriptor
         self._require_version(array.path)
         if not len(indices):
             return
-        started, n_reads = time.perf_counter(), len(indices)
-        positions = array.offset + indices * array.row_bytes
-        if (np.diff(indices) == 1).all():  # as in an evaluation
-            n_reads = 1
-            if self._is_slow:
-                os.posix_fadvise(self._descriptor, int(positions[0]), rows.nbytes, os.POSIX_FADV_WILLNEED)
-            self.read(int(indices[0]), rows)
-        else:
-            for start in range(0, n_reads, MOST_READS):
-                self._read_rows(positions[start : start + MOST_READS], rows[start : start + MOST_READS])
-        limit = n_reads * SLOW_SECONDS_PER_READ + rows.nbytes * SLOW_SECONDS_PER_BYTE
-        self._is_slow = time.perf_counter() - started > limit
-
-    def _read_rows(self, positions: np.ndarray, rows: np.ndarray) -> None:
-        """Read rows at the given positions in the file, in bytes."""
+        content, started = rows.data.cast("B"), time.perf_counter()
+        # Adjacent rows, such as those of an evaluation, are read together.
+        firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        positions = array.offset + indices[firsts] * array.row_bytes
+        bounds = np.append(firsts, len(indices)) * array.row_bytes
         if self._is_slow:
             # The disk can then read them in parallel and in its preferred order.
-            for position in positions.tolist():
-                os.posix_fadvise(self._descriptor, position, self._array.row_bytes, os.POSIX_FADV_WILLNEED)
-        if not self._batch.read(positions, rows):
-            for position, row in zip(positions.tolist(), rows, strict=True):
-                self._read(position, row.data.cast("B"))
+            for position, start, stop in zip(
+                positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True
+            ):
+                os.posix_fadvise(descriptor, position, stop - start, os.POSIX_FADV_WILLNEED)
+        # Run as little Python as possible per read, because the training thread also needs the interpreter lock.
+        for position, start, stop in zip(positions.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            part = content[start:stop]
+            try:
+                is_whole = os.preadv(descriptor, (part,), position) == stop - start
+            except OSError:
+                is_whole = False
+            if not is_whole:
+                self._read(position, part)  # reads the rows again, or raises an error that states the cause
+        limit = len(firsts) * SLOW_SECONDS_PER_READ + len(content) * SLOW_SECONDS_PER_BYTE
+        self._is_slow = time.perf_counter() - started > limit
