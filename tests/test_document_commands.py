@@ -74,7 +74,6 @@ HERE = {
     "cnnjob train cifar10-course --set seed=1": SMALL,
     "cnnjob train mnist-course --set seed=1": EPOCH,
     "cnnjob train cifar10-baseline": SMALL,
-    "cnnjob train cifar10-small --set seed=1": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mine": EPOCH,
     "cnnjob train mnist": EPOCH,
     "cnnjob train mnist --set train.epochs=3": EPOCH,

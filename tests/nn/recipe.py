@@ -29,6 +29,9 @@ from tests.nn.torch_muon import judge_like
 WINDOWS = 8
 """Parts of an epoch over which losses are averaged."""
 
+EARLY = 3
+"""Steps whose losses are compared one by one: later, each step has amplified the rounding errors of those before it."""
+
 
 class Recipe:
     """A job's first epoch with one seed."""
@@ -125,8 +128,12 @@ def main(name: str, path: str, seeds: str = "5", steps: str = "0") -> None:
         curves = []
         for seed in range(int(seeds)):
             recipe = Recipe(job, dataset, seed, workers, int(steps) or None)
-            curves.append((recipe.theirs(), recipe.ours()))
-            print(f"seed {seed}: last loss {curves[-1][1][-1]:.4f}, torch {curves[-1][0][-1]:.4f}", flush=True)
+            theirs, ours = recipe.theirs(), recipe.ours()
+            curves.append((theirs, ours))
+            early = ", ".join(f"{difference:.0e}" for difference in np.abs(ours - theirs)[:EARLY])
+            print(
+                f"seed {seed}: last loss {ours[-1]:.4f}, torch {theirs[-1]:.4f}; first differences {early}", flush=True
+            )
     parts = np.array(
         [[[part.mean() for part in np.array_split(c, min(WINDOWS, len(c)))] for c in pair] for pair in curves]
     )
