@@ -14,7 +14,12 @@ from cnnjob.doctor.findings import Finding
 from cnnjob.errors import plural
 from cnnjob.files import MOUNT_PROC, NO_PROC
 from cnnjob.nn import available_cores
-from cnnjob.nn.cuda.availability import why_unavailable
+from cnnjob.nn.cuda.availability import (
+    TEMPORARY_KERNEL_CACHE,
+    choose_kernel_cache,
+    format_capability,
+    why_unavailable,
+)
 from cnnjob.nn.cuda.device import CudaDevice
 from cnnjob.runs.environment import available_memory_bytes
 
@@ -81,7 +86,16 @@ def _check_gpu() -> Finding:
         return Finding("GPU", "bad", f"cannot be used ({error})", "to see which processes are using it: nvidia-smi")
     cuda = device.versions["cuda"]
     driver, free = f"{cuda // 1000}.{cuda % 1000 // 10}", f"{device.free_bytes / GIGABYTE:.1f} GB free"
-    return Finding("GPU", "ok", f"{device.name}, {free}; CuPy {device.versions['cupy']}, driver for CUDA {driver}")
+    capability, cupy = format_capability(device.capability), device.versions["cupy"]
+    message = f"{device.name}, compute capability {capability}, {free}; CuPy {cupy}, driver for CUDA {driver}"
+    kernels = choose_kernel_cache()
+    message += f"; compiled kernels are stored in {kernels}"
+    if Path(kernels).name.startswith(TEMPORARY_KERNEL_CACHE):
+        advice = (
+            "other machines compile them again, since ~/.cache is not writable; to share them, set CNNJOB_CACHE_DIR"
+        )
+        return Finding("GPU", "note", message, advice)
+    return Finding("GPU", "ok", message)
 
 
 def _gpus_of_driver() -> str:

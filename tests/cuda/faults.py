@@ -44,8 +44,9 @@ FAULTS = [
     Fault("values[i] = 0;", "values[0] = 0;"),
     # which values a thread takes
     Fault("n += gridDim.y", "n += gridDim.y + 1"),
-    Fault("i < (size); i += gridDim.x * blockDim.x", "i < (size); i += gridDim.x * blockDim.x + 1"),
+    Fault("step_within(gridDim.x * blockDim.x", "step_within(gridDim.x * blockDim.x + 1"),
     Fault("i < (size);", "i < (size) - 1;"),
+    Fault("step < left ? step : left", "step"),
     Fault("(wide)(i / length) * row", "(wide)(i / length) * length"),
     # the batch
     Fault("order + position[0] * images", "order + position[0]"),

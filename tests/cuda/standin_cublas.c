@@ -1,6 +1,7 @@
 /* The part of cuBLAS that is used, on the host and by its definition: column-major, three loops, arguments checked. */
 #include <stddef.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { SUCCESS, NOT_INITIALISED, ALLOCATION_FAILED = 3, INVALID_VALUE = 7, FLOAT32 = 0, FLOAT16 = 2, NORMAL = 0, TRANSPOSED = 1 };
 
@@ -17,12 +18,20 @@ struct product {
   int type, type_c;
 };
 
-static struct handle only;
-static int last_compute, recording, recorded;
+static struct handle *newest;
+static int last_compute, recording, recorded, handles, driver_is_gone;
 static struct product *products;
 
 int cublasCreate_v2(struct handle **handle) {
-  *handle = &only;
+  *handle = newest = calloc(1, sizeof **handle);
+  handles++;
+  return SUCCESS;
+}
+
+int cublasDestroy_v2(struct handle *handle) {
+  if (driver_is_gone) pause(); /* for an answer of the driver */
+  free(handle);
+  handles--;
   return SUCCESS;
 }
 
@@ -40,7 +49,7 @@ int cublasSetWorkspace_v2(struct handle *handle, void *workspace, size_t bytes) 
 
 int cublasGetVersion_v2(struct handle *handle, int *version) {
   *version = 130000;
-  return handle == &only ? SUCCESS : NOT_INITIALISED;
+  return handle ? SUCCESS : NOT_INITIALISED;
 }
 
 static float at(const void *matrix, int type, int rows_apart, int transposed, int row, int column) {
@@ -65,7 +74,7 @@ static void multiply(const struct product *p) {
 int cublasGemmEx(struct handle *handle, int transpose_a, int transpose_b, int m, int n, int k, const float *alpha,
                  const void *a, int type_a, int lda, const void *b, int type_b, int ldb, const float *beta, void *c,
                  int type_c, int ldc, int compute, int algorithm) {
-  if (handle != &only || !handle->workspace) return NOT_INITIALISED;
+  if (!handle || !handle->workspace) return NOT_INITIALISED;
   if (type_a != type_b || algorithm != -1) return INVALID_VALUE;
   if (type_a == FLOAT16 ? compute != 68 || (type_c && type_c != FLOAT16) : type_a || type_c) return INVALID_VALUE;
   if (compute != 68 && compute != 77) return INVALID_VALUE;
@@ -90,5 +99,7 @@ int standin_recorded(void) { return recorded; }
 void standin_replay(int number) { multiply(products + number); }
 
 int standin_compute(void) { return last_compute; }
-void *standin_stream(void) { return only.stream; }
-size_t standin_workspace_bytes(void) { return only.workspace_bytes; }
+void *standin_stream(void) { return newest->stream; }
+size_t standin_workspace_bytes(void) { return newest->workspace_bytes; }
+int standin_handles(void) { return handles; }
+void standin_end_driver(void) { driver_is_gone = 1; }

@@ -17,7 +17,11 @@ import numpy as np
 from tests.cuda.emulation import EmulatedDevice
 
 __version__ = os.environ.get("STANDIN_CUPY", "14.2.0")
-RUNTIME = 13020
+RUNTIME = int(os.environ.get("STANDIN_RUNTIME", "13020"))
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120) if RUNTIME >= 13000 else (50, 60, 70, 75, 80, 86, 89, 90)
+"""What NVRTC compiles for."""
+CAPABILITIES = [int(capability) for capability in os.environ.get("STANDIN_CAPABILITIES", "90").split()]
+"""Of each GPU."""
 KERNEL_CACHE = os.environ["CUPY_CACHE_DIR"]  # read and made here and now, as CuPy does
 Path(KERNEL_CACHE).mkdir(parents=True, exist_ok=True)
 DEFAULT = 4  # cudaMemcpyDefault: from where to where is seen by the addresses
@@ -195,10 +199,14 @@ class Runtime:
     def getDeviceCount(self) -> int:  # noqa: N802
         if os.environ.get("STANDIN_GPUS") == "0":
             raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
-        return 1
+        return len(CAPABILITIES)
+
+    def getDevice(self) -> int:  # noqa: N802
+        return 0
 
     def getDeviceProperties(self, number: int) -> dict[str, Any]:  # noqa: N802
-        return {"name": b"Stand-in GPU"}
+        major, minor = divmod(CAPABILITIES[number], 10)
+        return {"name": f"Stand-in GPU{f' {number}' if number else ''}".encode(), "major": major, "minor": minor}
 
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return int(os.environ.get("STANDIN_FREE", str(Memory.size - Memory.used))), Memory.size
@@ -215,8 +223,7 @@ cuda = SimpleNamespace(
     Stream=Stream,
     Event=Event,
     alloc_pinned_memory=alloc_pinned_memory,
-    Device=lambda: SimpleNamespace(id=0),
-    nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
+    nvrtc=SimpleNamespace(getVersion=lambda: (13, 2), getSupportedArchs=lambda: ARCHITECTURES),
 )
 
 

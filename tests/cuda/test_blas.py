@@ -1,8 +1,13 @@
 """What is asked of cuBLAS, with a stand-in for the library that follows its definition."""
 
 import ctypes
+import gc
 import itertools
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +27,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def blas(library: ctypes.CDLL, *, tf32: bool = False) -> Blas:
-    return Blas(library, 0x1234, np.zeros(4096, np.uint8), tf32=tf32)
+    return Blas(library, SimpleNamespace(ptr=0x1234), np.zeros(4096, np.uint8), tf32=tf32)
 
 
 def matrix(rows: int, columns: int, apart: int, seed: int) -> Array:
@@ -80,3 +85,36 @@ def test_shapes_that_do_not_fit_and_a_failing_library_are_said(library: ctypes.C
         ours.gemm(a, b, np.ones((2, 3), np.float32))
     with pytest.raises(RuntimeError, match=r"cublasGemmEx: invalid value \(cuBLAS status 7\)"):
         ours.gemm(np.ones((2, 0), np.float32), np.ones((0, 3), np.float32), a)
+
+
+def test_a_handle_is_destroyed_with_its_object_before_its_workspace_and_its_stream(library: ctypes.CDLL) -> None:
+    class Stream:
+        ptr = 0x1234
+
+        def __del__(self) -> None:
+            ended.append(library.standin_handles())
+
+    ended: list[int] = []
+    gc.collect()
+    before = library.standin_handles()
+    for _ in range(3):
+        ours = Blas(library, Stream(), np.zeros(4096, np.uint8))
+        ours.gemm(*(np.ones((2, 2), np.float32) for _ in range(3)))
+        assert library.standin_handles() <= before + 2
+    assert library.standin_handles() == before + 1
+    del ours
+    assert ended == [before + 1, before + 1, before]
+    assert library.standin_handles() == before
+
+
+def test_a_process_that_ends_does_not_wait_for_a_driver_that_is_gone(tmp_path: Path) -> None:
+    script = f"""
+import atexit, ctypes
+from types import SimpleNamespace
+import numpy as np
+from cnnjob.nn.cuda.blas import Blas
+library = ctypes.CDLL({str(standin(tmp_path))!r})
+blas = Blas(library, SimpleNamespace(ptr=1), np.zeros(64, np.uint8))
+atexit.register(library.standin_end_driver)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.cuda import nvrtc
 from tests.cuda.emulation import KERNEL, kernels
+from tests.cuda.sanitizer import CUBLAS_KERNELS, sanitizer_options
 
 pytestmark = pytest.mark.skipif(nvrtc.library() is None, reason="NVRTC is not installed; pip install nvidia-cuda-nvrtc")
 
@@ -16,6 +17,28 @@ def test_all_kernels_compile_without_a_warning(architecture: str) -> None:
     assert code.startswith(b"\x7fELF")
     for name in KERNEL.findall(kernels()):
         assert re.search(rb"\.text\.%b\0" % name.encode(), code), name
+
+
+# Names from NVIDIA's documentation and from profiles of cuBLAS 10 to 13.
+CUBLAS_NAMES = [
+    "ampere_sgemm_128x64_nn",
+    "ampere_fp16_s16816gemm_fp16_128x128_ldg8_f2f_stages_32x5_nn",
+    "sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize128x128x16_stage4_warpsize2x2x1_ffma_aligna4_alignc4_execute_kernel__5x_cublas",
+    "_ZN7cutlass7Kernel2I51cutlass_80_tensorop_s1688gemm_128x128_16x5_nn_align4EEvNT_6ParamsE",
+    "_ZN8cublasLt19splitKreduce_kernelILi32ELi16EiffffLb1ELb0ELb0EEEv",
+    "nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT",
+    "_Z17gemv2T_kernel_valIiiffffLi128ELi16ELi4ELi4ELb0ELb0E18cublasGemvParamsExIi30cublasGemvTensorStridedBatchedIKfEEEvT11_",
+]
+
+
+def test_the_sanitizer_leaves_out_the_kernels_of_cublas_and_none_of_ours() -> None:
+    for name in CUBLAS_NAMES:
+        assert re.search(CUBLAS_KERNELS, name), name
+    for name in KERNEL.findall(kernels()):
+        assert not re.search(CUBLAS_KERNELS, name), name
+    for tool in ("memcheck", "racecheck"):
+        options = sanitizer_options(tool)
+        assert options[options.index("--kernel-name-exclude") + 1] == f"regex={CUBLAS_KERNELS}"
 
 
 def test_a_mistake_is_found() -> None:

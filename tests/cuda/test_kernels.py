@@ -8,7 +8,8 @@ import pytest
 
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import column_sums, rows_per_sum, scalars
-from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
+from cnnjob.nn.cuda.fused import FIRST_BLOCKS
+from tests.cuda.emulation import ORDERS, EmulatedDevice, kernels, needs_compiler
 from tests.cuda.shop import GUARD, WORKS, Array, guarded, reference, require_close
 from tests.nn import oracle
 
@@ -36,9 +37,12 @@ class FewBlocks(EmulatedDevice):
         super().launch(name, grid, block, arguments)
 
 
+FIRSTS = [f"first block {kernel}, {pool}, {channels}" for kernel, pool, channels in FIRST_BLOCKS]
+
+
 @pytest.mark.parametrize("fuses", [False, True], ids=["part by part", "fused"])
 def test_no_grid_has_to_cover_all_values(*, fuses: bool) -> None:
-    for name in ("two convolutions", "first block 3, 2, 3", "first block 3, 1, 1", *FEW):
+    for name in ("two convolutions", *FIRSTS, *FEW):
         for order in ORDERS:
             require_close(WORKS[name].result(CudaBackend(FewBlocks(order=order), fuses=fuses)), reference(name))
 
@@ -147,18 +151,76 @@ def test_sums_of_columns(device: EmulatedDevice, rows: int, columns: int) -> Non
     assert (behind_partial == GUARD).all()
 
 
-def test_the_first_block_keeps_what_is_no_number(device: EmulatedDevice) -> None:
-    image = np.ones((1, 4, 4, 1), np.uint8)
-    image[0, 0, 1], image[0, 2, 2], image[0, 3, 0] = 0, 0, 0
-    middle = np.zeros((3, 3, 1, 1), np.float32)
-    middle[1, 1] = np.inf  # times 0 it is no number
-    x, one = image.astype(np.float32), np.ones(1, np.float32)
-    position, order, zero = np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32)
-    y, winner = np.zeros((1, 2, 2, 1), np.float32), np.zeros((1, 2, 2, 1), np.uint8)
-    sizes = [np.int64(4), 2, winner, 4, 4, 1, 6, 2, 2, 1, False, True, 1]
-    arguments = scalars([image, order, position, one, zero, middle, zero, y, *sizes])
-    device.launch("first_forward_3_2_1", (1, 1), (32, 8), arguments)
-    lost = x.reshape(2, 2, 2, 2).min(axis=(1, 3)).reshape(y.shape) == 0
+@pytest.mark.parametrize(("kernel", "pool", "channels"), FIRST_BLOCKS)
+def test_the_first_block_keeps_what_is_no_number(device: EmulatedDevice, kernel: int, pool: int, channels: int) -> None:
+    image = np.ones((1, 4, 4, channels), np.uint8)
+    image[0, 0, 1, -1], image[0, 2, 2, -1], image[0, 3, 0, -1] = 0, 0, 0
+    middle, pad, side = np.zeros((kernel, kernel, channels, 1), np.float32), kernel // 2, 4 // pool
+    middle[pad, pad, -1] = np.inf  # times 0 it is no number
+    last, scale, shift = (
+        image[..., -1:].astype(np.float32),
+        np.ones(channels, np.float32),
+        np.zeros(channels, np.float32),
+    )
+    position, order, bias = np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32)
+    (y, behind), (winner, behind_winner) = (guarded((1, side, side, 1), dtype) for dtype in (np.float32, np.int8))
+    sizes = [np.int64(side**2), side, winner, 4, 4, pad, 4 + kernel + kernel % 2 - 1, side, side, 1, False, True, 1]
+    arguments = scalars([image, order, position, scale, shift, middle, bias, y, *sizes])
+    device.launch(f"first_forward_{kernel}_{pool}_{channels}", (1, 1), (32, 8), arguments)
+    windows = last.reshape(side, pool, side, pool).transpose(0, 2, 1, 3).reshape(-1, pool**2)
+    lost = windows.min(axis=1).reshape(y.shape) == 0
     np.testing.assert_array_equal(np.isnan(y), lost)
     assert np.isposinf(y[~lost]).all()
-    assert (winner.ravel() == [1, 0, 2, 0]).all()
+    assert (winner.ravel() == ([1, 0, 2, 0] if pool > 1 else 0)).all()
+    assert all((rest == GUARD).all() for rest in (behind, behind_winner))
+
+
+@pytest.mark.parametrize(("kernel", "pool", "channels"), FIRST_BLOCKS)
+def test_sums_of_the_first_block_over_several_bands_and_groups(
+    device: EmulatedDevice, kernel: int, pool: int, channels: int
+) -> None:
+    """More filters than lanes, a band that is not full, and two groups that share six bands."""
+    random = np.random.default_rng(kernel)
+    N, height, width, F, pad, taps = 3, 11, 5, 35, kernel - 2, kernel**2 * channels
+    H, W = (side * pool + kernel - 1 - 2 * pad for side in (height, width))
+    images = random.integers(0, 9, (N, H, W, channels)).astype(np.uint8)
+    codes = random.integers(0, pool**2 + 1, (N, height, width, F)).astype(np.uint8)
+    dy = random.integers(-3, 4, codes.shape).astype(np.float32)
+    sums, behind = guarded((2, (taps + 1) * F), np.float32)
+    order, position = np.array([2, 0, 1]), np.zeros(2, np.int64)
+    scale, shift = np.full(channels, 2, np.float32), np.ones(channels, np.float32)
+    row = width * pool + kernel - 1
+    sizes = [np.int64(dy[0].size), width * F, codes, sums, H, W, pad, row + row % 2, height, width, F, N]
+    arguments = scalars([images, order, position, scale, shift, dy, *sizes])
+    device.launch(f"first_backward_{kernel}_{pool}_{channels}", (2, 2), (32, 8), arguments)
+    padded = np.pad(2.0 * images[order] + 1, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    expected = np.zeros((taps + 1, F))
+    for n, i, j, f in np.argwhere(codes < pool**2):
+        y, x = i * pool + codes[n, i, j, f] // pool, j * pool + codes[n, i, j, f] % pool
+        patch = padded[n, y : y + kernel, x : x + kernel].ravel()
+        expected[:, f] += dy[n, i, j, f] * np.append(patch, 1)
+    np.testing.assert_array_equal(sums.sum(axis=0).reshape(-1, F), expected)
+    assert (behind == GUARD).all()
+
+
+@pytest.mark.parametrize("size", [(1 << 30) + 100, (1 << 31) - 1])
+def test_beyond_a_billion_values_each_is_taken_once(size: int) -> None:
+    """Only the first and the last block of the grid are run, as if the others ran beside them."""
+    probe = """
+KERNEL probe(int *first, int *times, unsigned blocks, int images, int size) {
+  if (blockIdx.x) blockIdx.x = blocks - 1;
+  gridDim.x = blocks;
+  int place = (blockIdx.x ? blockDim.x : 0) + threadIdx.x;
+  EACH(n, images, i, size) {
+    if (++times[place] > 3) break;
+    if (times[place] == 1) first[place] = i;
+  }
+}
+"""
+    blocks = -(-size // 256)
+    first, times = np.full(512, -1, np.int32), np.zeros(512, np.int32)
+    arguments = [first, times, np.uint32(blocks), np.int32(1), np.int32(size)]
+    EmulatedDevice(f"{kernels()}\n{probe}").launch("probe", (2, 1), (256, 1), arguments)
+    values = np.concatenate([np.arange(256), np.arange(256 * (blocks - 1), 256 * blocks)])
+    np.testing.assert_array_equal(first, np.where(values < size, values, -1))
+    np.testing.assert_array_equal(times, values < size)

@@ -200,8 +200,19 @@ def test_kernels_are_kept_elsewhere_where_there_is_no_home(libraries: Path, tmp_
     (tmp_path / "file").write_text("")
     nowhere = dict.fromkeys(("CUPY_CACHE_DIR", "CNNJOB_CACHE_DIR", "XDG_CACHE_HOME"), "")
     there = {"HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
-    said = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
-    assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
+    first, second = (said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there}) for _ in range(2))
+    ours = tmp_path / f"cnnjob-kernels-{os.getuid()}"
+    assert first == second == f"None {ours}\n"
+    assert ours.stat().st_mode & 0o777 == 0o700
+    ours.chmod(0o777)  # another user could put kernels there
+    unsafe = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
+    ours.rmdir()
+    (tmp_path / "another").mkdir(mode=0o700)
+    ours.symlink_to(tmp_path / "another")
+    linked = said_by(KERNEL_CACHE, {**places(libraries), **nowhere, **there})
+    for said in (unsafe, linked):
+        assert said.startswith(f"None {tmp_path}/cnnjob-kernels-")
+        assert said != first
     impossible = {**places(libraries), "CUPY_CACHE_DIR": "/dev/null/x"}
     said = said_by(AVAILABLE, impossible)
     assert "CuPy cannot store compiled kernels" in said
@@ -340,7 +351,30 @@ def test_memory_that_is_gone_when_it_is_taken_is_said(libraries: Path, tmp_path:
             """the CUDA library cublas cannot be loaded (Failure finding "libcublas.so": No""",
         ),
         ({"STANDIN_MISSING": "nvrtc cublas"}, "the CUDA library nvrtc cannot be loaded"),
-        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cupy-cuda12x[ctk]' for a CUDA 12 driver"),
+        (
+            {"STANDIN_CAPABILITIES": "70", "STANDIN_DRIVER": "13000"},
+            "Stand-in GPU has compute capability 7.0, and CUDA 13.2 needs 7.5 or newer; pip uninstall cupy-cuda13x, "
+            "then pip install 'cupy-cuda12x[ctk]', which also works with a CUDA 13 driver",
+        ),
+        (
+            {"STANDIN_CAPABILITIES": "37"},
+            "has compute capability 3.7, and CUDA 13.2 needs 7.5 or newer; use a newer GPU",
+        ),
+        (
+            {"STANDIN_CAPABILITIES": "37", "STANDIN_RUNTIME": "12090"},
+            "has compute capability 3.7, and CUDA 12.9 needs 5.0 or newer; use a newer GPU",
+        ),
+        (
+            {"STANDIN_CAPABILITIES": "61 70 80"},
+            "6.1, and CUDA 13.2 needs 7.5 or newer; to use Stand-in GPU 2 instead, set CUDA_VISIBLE_DEVICES=2",
+        ),
+        (
+            {"STANDIN_CAPABILITIES": "61 120", "CUDA_VISIBLE_DEVICES": "5,GPU-3f"},
+            "to use Stand-in GPU 1 instead, set CUDA_VISIBLE_DEVICES=GPU-3f",
+        ),
+        ({"STANDIN_CAPABILITIES": "70", "STANDIN_RUNTIME": "12090"}, "None"),
+        ({"STANDIN_CAPABILITIES": "75 61"}, "None"),
+        ({"STANDIN_CUPY": "13.6.0"}, "CuPy 13.6.0 is too old; pip install 'cupy-cuda12x[ctk]', or 'cupy-cuda13x"),
         ({"PYTHONPATH": str(ROOT)}, "CuPy cannot be loaded (No module named 'cupy'); pip install 'cupy-cuda12x[ctk]'"),
     ],
 )

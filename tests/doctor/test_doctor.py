@@ -197,7 +197,22 @@ def test_a_gpu_that_the_driver_shows_and_cupy_does_not(site: FakeSlurm) -> None:
 @pytest.mark.parametrize(
     ("here", "verdict", "said"),
     [
-        ({}, "ok", r"Stand-in GPU, 1\d\.\d GB free; CuPy 14\.2\.0, driver for CUDA 13\.2"),
+        (
+            {"CUPY_CACHE_DIR": "/tmp/kernels"},
+            "ok",
+            r"Stand-in GPU, compute capability 9\.0, 1\d\.\d GB free; CuPy 14\.2\.0, driver for CUDA 13\.2; compiled "
+            r"kernels are stored in /tmp/kernels",
+        ),
+        (
+            {"CUPY_CACHE_DIR": "", "CNNJOB_CACHE_DIR": "/dev/null"},
+            "note",
+            r"Stand-in GPU, .*; compiled kernels are stored in /.*/cnnjob-kernels-\d+",
+        ),
+        (
+            {"STANDIN_CAPABILITIES": "70"},
+            "note",
+            r"none; .* \(Stand-in GPU has compute capability 7\.0, and CUDA 13\.2 needs 7\.5 or newer\)",
+        ),
         (
             {"STANDIN_DRIVER": "12040"},
             "note",

@@ -6,6 +6,7 @@ column-major order, so out = a·b is computed as outᵀ = bᵀ·aᵀ.
 
 from ctypes import byref, c_float, c_int, c_size_t, c_void_p
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -40,14 +41,14 @@ def address(array: Any) -> int:
 
 
 class Blas:
-    """A cuBLAS handle for one stream, with its own workspace."""
+    """A cuBLAS handle for one stream, with its own workspace; both are released with this object."""
 
-    def __init__(self, library: Any, stream: int, workspace: Array, *, tf32: bool = False) -> None:
+    def __init__(self, library: Any, stream: Any, workspace: Array, *, tf32: bool = False) -> None:
         """Create the handle.
 
         Args:
             library: libcublas, loaded with ctypes.
-            stream: pointer to the CUDA stream.
+            stream: the CUDA stream, an object whose ``ptr`` is the stream's address.
             workspace: device memory that nothing else uses.
             tf32: whether to round float32 matrices to a 10-bit mantissa for the tensor cores; sums are float32.
         """
@@ -55,8 +56,11 @@ class Blas:
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
         self._handle, version = c_void_p(), c_int()
         self._call("cublasCreate_v2", byref(self._handle))
+        # The stream is an argument so that it outlives the handle. At interpreter exit, the handle is left to the
+        # driver: CUDA may have been shut down by then, and cublasDestroy would fail or wait forever.
+        finalize(self, _destroy, library, self._handle, stream).atexit = False
         # Set the stream before the workspace: cublasSetStream resets the workspace to the library's default.
-        self._call("cublasSetStream_v2", self._handle, c_void_p(stream))
+        self._call("cublasSetStream_v2", self._handle, c_void_p(stream.ptr))
         memory = c_void_p(address(workspace)), c_size_t(workspace.nbytes)
         self._call("cublasSetWorkspace_v2", self._handle, *memory)
         self._call("cublasGetVersion_v2", self._handle, byref(version))
@@ -110,3 +114,8 @@ class Blas:
         status = getattr(self._library, name)(*arguments)
         if status:
             raise RuntimeError(f"{name}: {STATUS.get(status, 'failed')} (cuBLAS status {status})")
+
+
+def _destroy(library: Any, handle: c_void_p, stream: Any) -> None:  # noqa: ARG001 - keeps the stream until then
+    """Destroy a handle; this waits for its GEMMs."""
+    library.cublasDestroy_v2(handle)

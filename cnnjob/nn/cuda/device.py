@@ -37,9 +37,10 @@ class CudaDevice:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
         library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-        blas = Blas(library, self._stream.ptr, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=precision != "float32")
+        blas = Blas(library, self._stream, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=precision != "float32")
         self.gemm, self.wait, self.precision = blas.gemm, self._stream.synchronize, precision
-        self.name = str(self._runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+        properties = self._runtime.getDeviceProperties(self._runtime.getDevice())
+        self.name, self.capability = str(properties["name"].decode()), 10 * properties["major"] + properties["minor"]
         self.versions = {"cupy": cupy.__version__, "cuda": self._runtime.driverGetVersion(), "cublas": blas.version}
         self.versions["nvrtc"] = list(cupy.cuda.nvrtc.getVersion())
 

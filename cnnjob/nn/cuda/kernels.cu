@@ -9,10 +9,15 @@ typedef unsigned long long unsigned_wide;
 
 #define KERNEL extern "C" __global__ void
 
-// One thread for value i of image n; device_api.each has the grid.
+// One thread for value i of image n; device_api.each has the grid. The last step of i goes to `size` and no further,
+// since beyond 2^30 values i plus the threads of the grid would overflow an int.
 #define EACH(n, images, i, size)                                \
   for (int n = blockIdx.y; n < (images); n += gridDim.y)        \
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (size); i += gridDim.x * blockDim.x)
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (size); i += step_within(gridDim.x * blockDim.x, (size) - i))
+
+__device__ unsigned step_within(unsigned step, unsigned left) {
+  return step < left ? step : left;
+}
 
 __device__ wide place(int n, int i, int length, wide image, int row) {
   return n * image + (wide)(i / length) * row + i % length;
