@@ -104,7 +104,7 @@ PARSED = {
     r"python -m tests\.test_architecture": "nothing: that test compares what it prints with the document",
     r"slurm/cluster install": "root and the network; `pytest -m slurm` then uses it",
     r"slurm/root .*": "root, debootstrap and a quarter of an hour",
-    r"python -m tests\.cuda\.counts": "nothing: tests/cuda/test_counts.py runs it for one job",
+    r"python -m tests\.cuda\.counts.*": "NVRTC for some; tests/cuda/test_counts.py runs it for one job",
     r"python -m tests\.nn\.recipe .*": "torch, real data and a quarter of an hour",
     r'python -c "import typer, rich"': "nothing: it is what another command is measured against",
     r"chromium .*": "a browser; tests/reporting/test_page_in_browser.py opens the page in it",

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnnjob.nn.arena import shape_only_array
 from cnnjob.nn.cuda.backend import CudaBackend
+from tests.cuda.counts import h200
+from tests.cuda.counts.instructions import WORK, Instructions
 from tests.cuda.counts.recording import GEMM, Launch, parameters, record, shipped_jobs
 from tests.cuda.counts.traffic import TRAFFIC, Counts, count_values, declared_arrays
 from tests.cuda.emulation import EmulatedDevice, needs_compiler
@@ -39,6 +42,47 @@ def test_a_step_needs_few_kernels_and_moves_little(name: str) -> None:
     training, evaluation = Counts.of(job.training), Counts.of(job.evaluation)
     found = training.launches, evaluation.launches, (training.read + training.written) / 1e9
     assert all(count <= most for count, most in zip(found, LIMITS[name], strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "step", "epoch"),
+    [
+        ("cifar10-fast", (), 23e-3, 1.1),
+        ("mnist-baseline", (), 44e-6, 42.5e-3),
+        ("cifar10-baseline", ("train.precision=tf32",), 51e-6, 21.5e-3),
+    ],
+)
+def test_a_step_and_an_epoch_are_short_in_the_model(
+    name: str, settings: tuple[str, ...], step: float, epoch: float
+) -> None:
+    """Seconds, modelled for an H200; not measured on one."""
+    job = record(name, *settings)
+    assert h200.step_seconds(job.training, job.precision) <= step
+    assert h200.epoch_seconds(job) <= epoch
+    assert h200.training_seconds(job) > job.epochs * h200.epoch_seconds(job)
+
+
+def test_the_model_has_the_bounds_of_its_constants() -> None:
+    values, halves = (shape_only_array((1 << 28,), dtype) for dtype in (np.float32, np.float16))
+    sums = shape_only_array((128,), np.float64)
+    squares = dict(zip(parameters()["add_squares"], (values, sums, np.int64(values.size)), strict=True))
+    seconds = h200.kernel_seconds(Launch("add_squares", (1 << 20, 1), (256, 1), squares), "float32")
+    assert seconds == pytest.approx(h200.RAMP + (values.nbytes + sums.nbytes) / h200.HBM)
+    conversion = dict(zip(parameters()["halve"], (values, halves, *map(np.int32, (1, 1, 1 << 28))), strict=True))
+    seconds = h200.kernel_seconds(Launch("halve", (1 << 20, 1), (256, 1), conversion), "float32")
+    issued = WORK["halve"].each * (1 << 28) / 32
+    assert seconds == pytest.approx(h200.RAMP + issued / (h200.SMS * h200.SUBCORES * h200.CLOCK * h200.ISSUE))
+    factors = [shape_only_array((8192, 8192), np.float16) for _ in range(3)]
+    product = Launch(GEMM, (1, 1), (1, 1), dict(zip(("a", "b", "out"), factors, strict=True)) | {"beta": 0})
+    peak = 4096 * h200.SMS * h200.CLOCK
+    assert 0.5 < 2 * 8192**3 / h200.kernel_seconds(product, "float16") / peak < h200.GEMM_SHARE
+
+
+def test_every_kernel_has_its_instructions() -> None:
+    assert WORK.keys() == parameters().keys()
+    for name in shipped_jobs():
+        job = record(name)
+        assert all(Instructions.of(launch).all > 0 for launch in job.training if launch.name != GEMM)
 
 
 def test_the_command_prints_the_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,45 +1,87 @@
 """Counts of what a GPU has to do in a step of a job, taken from the plans of the CUDA engine; no GPU is needed.
 
-    python -m tests.cuda.counts [JOB ...]
+    python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--machine-code]
 
-Without a job: the totals of all jobs that cnnjob comes with. With jobs: the counts of every kernel.
+Without a job: the totals of all jobs that cnnjob comes with. With jobs: every kernel's. Times are modelled for an H200
+(h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel.
 """
 
 # ruff: noqa: T201 - it is a command
 
-import sys
+import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from tests.cuda.counts import h200
+from tests.cuda.counts.machine_code import machine_codes, missing_tools
 from tests.cuda.counts.recording import Launch, record, shipped_jobs
 from tests.cuda.counts.traffic import Counts
 
-COLUMNS = f"{'launches':>8} {'GFLOP':>9} {'MB read':>9} {'MB written':>10}"
+ARCHITECTURES = "sm_80", "sm_90"
 
 
-def main(jobs: Sequence[str]) -> None:
+def main() -> None:
+    """Print what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.cuda.counts", description="Counts from plans, without a GPU."
+    )
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help="print every kernel of these jobs")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the jobs")
+    parser.add_argument("--machine-code", action="store_true", help="compile the kernels and print what they need")
+    arguments = parser.parse_args()
+    if arguments.machine_code:
+        print_machine_code()
+    else:
+        print_counts(arguments.jobs, arguments.set)
+
+
+def print_counts(jobs: Sequence[str], settings: Sequence[str]) -> None:
     """Print the counts of the named jobs by kernel, or the totals of all shipped jobs."""
-    print(f"{'job':16} {'precision':9} {'batch':>5} {'step':10} {COLUMNS}")
+    columns = f"{'launches':>8} {'GFLOP':>8} {'MB read':>8} {'MB written':>10} {'modelled ms':>11}"
+    print(f"{'job':16} {'precision':9} {'batch':>5} {'step':10} {columns}  epoch and training, modelled")
     for name in jobs or shipped_jobs():
-        job = record(name)
+        job = record(name, *settings)
+
+        def seconds(launches: Sequence[Launch], precision: str = job.precision) -> float:
+            return h200.step_seconds(launches, precision)
+
         for kind, launches in (("training", job.training), ("evaluation", job.evaluation)):
-            print(f"{name:16} {job.precision:9} {job.batch_size:5} {kind:10} {_columns(Counts.of(launches))}")
+            whole = f"{1e3 * h200.epoch_seconds(job):,.1f} ms, {h200.training_seconds(job):,.2f} s"
+            row = f"{name:16} {job.precision:9} {job.batch_size:5} {kind:10} {_columns(launches, seconds)}"
+            print(f"{row}  {whole}" if kind == "training" else row)
             if jobs:
-                _print_kernels(launches)
+                _print_kernels(launches, seconds)
 
 
-def _print_kernels(launches: Sequence[Launch]) -> None:
-    """Print the counts of each kernel, those that move most first."""
+def _print_kernels(launches: Sequence[Launch], seconds: Callable[[Sequence[Launch]], float]) -> None:
+    """Print the counts of each kernel, those that take most time first."""
     by_name = defaultdict(list)
     for launch in launches:
         by_name[launch.name].append(launch)
-    counts = {name: Counts.of(same) for name, same in by_name.items()}
-    for name in sorted(counts, key=lambda name: -counts[name].read - counts[name].written):
-        print(f"{'':16} {name:26} {_columns(counts[name])}")
+    for name, same in sorted(by_name.items(), key=lambda item: -seconds(item[1])):
+        print(f"{'':16} {name:26} {_columns(same, seconds)}")
 
 
-def _columns(counts: Counts) -> str:
-    return f"{counts.launches:8,} {counts.flops / 1e9:9,.2f} {counts.read / 1e6:9,.1f} {counts.written / 1e6:10,.1f}"
+def _columns(launches: Sequence[Launch], seconds: Callable[[Sequence[Launch]], float]) -> str:
+    counts = Counts.of(launches)
+    megabytes = f"{counts.read / 1e6:8,.1f} {counts.written / 1e6:10,.1f}"
+    return f"{counts.launches:8,} {counts.flops / 1e9:8,.2f} {megabytes} {1e3 * seconds(launches):11,.3f}"
 
 
-main(sys.argv[1:])
+def print_machine_code() -> None:
+    """Print what each compiled kernel needs, or why it cannot be known here."""
+    if reason := missing_tools():
+        raise SystemExit(f"machine code: {reason}")
+    numbers = "registers", "spills", "shared bytes", "instructions", "in the main loop", "tensor cores", "multiply-adds"
+    print(f"{'kernel':24} {'for':5} ", *(f"{number:>12}" for number in (*numbers, "loads, stores")))
+    for name in machine_codes(ARCHITECTURES[0]):
+        for architecture in ARCHITECTURES:
+            code = machine_codes(architecture)[name]
+            loop = code.main_loop
+            found = code.registers, code.spills, code.shared_bytes, len(code.texts), loop.total(), loop["HMMA"]
+            print(
+                f"{name:24} {architecture:5} ", *(f"{n:12,}" for n in (*found, loop["FFMA"], loop["LDG"] + loop["STG"]))
+            )
+
+
+main()

@@ -31,6 +31,9 @@ class Launch:
     block: tuple[int, int]
     arguments: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"{self.name} {self.grid} {self.block}"  # its arrays have no memory that could be printed
+
 
 class RecordingDevice:
     """A device whose arrays have shapes but no memory, and which notes what it is asked to run."""
@@ -95,9 +98,9 @@ def shipped_jobs() -> list[str]:
 
 
 @cache
-def record(name: str) -> RecordedJob:
-    """Record a job's training step and evaluation step."""
-    job = Job.load(name)
+def record(name: str, *settings: str) -> RecordedJob:
+    """Record a job's training step and evaluation step; settings are as in ``cnnjob train --set``."""
+    job = Job.load(name, list(settings))
     dataset = next(entry for entry in KNOWN if entry.name == job.dataset).described(Path("not-prepared.h5"))
     setup, device = TrainingSetup.build(job, dataset), RecordingDevice(job.train.precision)
     backend, network, train = nn.CudaBackend(device, captures=False), setup.network, job.train

@@ -187,8 +187,8 @@ def _count_bytes(launch: Launch, arrays: str) -> dict[str, int]:
 
 
 def evaluate(launch: Launch, formula: str) -> int:
-    """The value of a formula in a launch's arguments."""
-    arguments = {
+    """The value of a formula in a launch's arguments, where ``blocks`` and ``threads`` are those of the launch."""
+    arguments = {"blocks": prod(launch.grid), "threads": prod(launch.block)} | {
         name: value.item() if isinstance(value, np.generic) else value  # Python's numbers do not overflow
         for name, value in launch.arguments.items()
     }
