@@ -47,6 +47,7 @@ class AttemptRecord(Fields):
     resumed_at_step: Count | None = None
     steps: Count | None = None
     device: str | None = None
+    compile_seconds: float | None = None
 
 
 class ProgressRecord(Fields):

@@ -17,6 +17,8 @@ import numpy as np
 from cnnjob import files, nn
 from cnnjob.data.stored import RowReader
 from cnnjob.errors import CnnjobError, TrainingError
+from cnnjob.nn.cuda.availability import choose_kernel_cache
+from cnnjob.nn.cuda.graphs import EAGER_RUNS
 from cnnjob.nn.random import Purpose, permutation
 from cnnjob.runs import checkpoints, environment, npz
 from cnnjob.runs.checkpoints import Checkpoint, TrainingProgress, newest_step
@@ -75,9 +77,10 @@ class Trainer:
         self.progress = TrainingProgress()
         self.learning_rates, self.losses = np.zeros(self.steps), np.zeros(self.steps)
         self._checked_steps = 0  # number of steps in this epoch whose losses are known to be finite
+        compile_seconds = self._compile()
         self._clock, self._cpu_clock = time.monotonic(), backend.cpu_seconds
         self._next_save = math.inf
-        self._restore_or_initialise()
+        self._restore_or_initialise(compile_seconds)
 
     def _plan(self, network: nn.Network) -> None:
         """Allocate the training state, and plan the steps and evaluations."""
@@ -96,13 +99,33 @@ class Trainer:
         evaluation = nn.EvaluationPlan(backend, network, self.state, self.pixels, batch, views, self.data.stream)
         self.classifier = Classifier(network, self.state, evaluation, self.pixels)
 
-    def _restore_or_initialise(self) -> None:
+    def _compile(self) -> float | None:
+        """On a GPU, run and record each step before any time is counted; return how long this takes, in seconds.
+
+        The first runs of a step compile its kernels and load cuBLAS's. The training state is zero again afterwards.
+        """
+        if self.backend.synchronous:
+            return None
+        start = time.monotonic()
+        for _ in range(EAGER_RUNS + 1):
+            self.backend.copy(np.zeros(2, np.int64), self.inputs.position)  # an epoch may have a single step
+            self.plan.step()
+            for split in self.data.watched.values():
+                self.classifier.probabilities(split.images, split.order[:1])
+        for flat in self._buffers().values():
+            self.backend.copy(np.zeros(flat.shape, flat.dtype), flat)
+        return round(time.monotonic() - start, 3)
+
+    def _restore_or_initialise(self, compile_seconds: float | None) -> None:
         """Restore the newest intact checkpoint, or draw the initial weights."""
         names = self.state.layout.shapes
         shapes = {f"{group}/{name}": shape for group in self._buffers() for name, shape in names.items()}
         contents = checkpoints.ExpectedArrays(shapes, self.steps)
         checkpoint, warnings = checkpoints.load_newest(self.run.checkpoints_folder, self.digest, contents)
         self.say(f"--- attempt {self.claim.number} on {self.environment['host']}, {self.environment['device']}")
+        if compile_seconds is not None:
+            stored = f"they are stored in {choose_kernel_cache()}"
+            self.say(f"compiled the kernels in {compile_seconds:.1f} s, before the first epoch; {stored}")
         if self.job.train.precision != self.environment["precision"]:
             self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
         if self.data.stream:
@@ -130,7 +153,8 @@ class Trainer:
         self._compare_environment()
         resumed_at_step = self.progress.step if checkpoint else None
         total_steps = self.steps * self.job.train.epochs
-        self.claim.note(device=self.environment["device"], resumed_at_step=resumed_at_step, steps=total_steps)
+        facts = {"device": self.environment["device"], "resumed_at_step": resumed_at_step, "steps": total_steps}
+        self.claim.note(**facts, compile_seconds=compile_seconds)
         self._write_history()
 
     def _initialise(self) -> None:
@@ -214,6 +238,7 @@ class Trainer:
         All of them are computed from the seed and the epoch number, so a resumed attempt can continue in the middle of
         an epoch without any saved generator state.
         """
+        self._count_time(in_epoch=False)
         epoch, train = self.progress.epoch, self.job.train
         shuffled = permutation(len(self.training_indices), self.job.seed, Purpose.ORDER, epoch)
         # (steps · batch_size,); the images left out because they do not fill a batch differ from epoch to epoch.
@@ -304,7 +329,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise self._divergence(loss, f"{name} loss")
             record[f"{name}_loss"], record[f"{name}_accuracy"] = loss, accuracy
-        self._count_time()
+        self._count_time(in_epoch=True)
         record["seconds"] = round(progress.epoch_seconds, 3)
         record["images_per_second"] = round(len(self.inputs.order) / progress.epoch_seconds, 1)
         record["ended"] = now()
@@ -321,10 +346,11 @@ class Trainer:
         self.callback.end_epoch(record)
         self.say(format_epoch(record, train.epochs))
 
-    def _count_time(self) -> None:
-        # Called before each save, so that a checkpoint's times cover exactly the work that it contains.
+    def _count_time(self, *, in_epoch: bool) -> None:
+        # Called before each save, so that a checkpoint's times cover exactly the work that it contains. The time of an
+        # epoch is that of its steps and evaluations; the time of writing files is counted in train_seconds alone.
         clock, cpu_clock = time.monotonic(), self.backend.cpu_seconds
-        self.progress.epoch_seconds += clock - self._clock
+        self.progress.epoch_seconds += clock - self._clock if in_epoch else 0.0
         self.progress.train_seconds += clock - self._clock
         self.progress.cpu_seconds += cpu_clock - self._cpu_clock
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -332,8 +358,8 @@ class Trainer:
     def _save(self) -> None:
         self.data.check.wait()  # nothing computed from damaged data is ever saved
         self._check_losses()
-        self._count_time()
         count = self.progress.epoch_step
+        self._count_time(in_epoch=count > 0)
         arrays = {
             f"{group}/{name}": view
             for group, flat in self._buffers().items()
@@ -351,6 +377,8 @@ class Trainer:
             checkpoints.save(self.run.checkpoints_folder, checkpoint, self.claim.check)
         except TrainingError as error:
             raise TrainingError(f"{self.run.path}: {error}. {self._remedy}") from error
+        finally:
+            self._count_time(in_epoch=False)
 
     def _save_if_due(self) -> None:
         """Save if a checkpoint is due and the data have been checked; if the disk is full, log this and continue."""

@@ -88,7 +88,7 @@ class EmulatedDevice:
         self._library = compiled(kernels() if source is None else source)
         self._order = ORDERS[order]
         self.launched: set[str] = set()
-        self.replays, self.waits = 0, 0
+        self.captures, self.replays, self.waits = 0, 0, 0
         self._recorded: list[Task] | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -115,6 +115,7 @@ class EmulatedDevice:
     def capture(self, run: Task) -> Task:
         """What is launched is noted and not done; addresses and numbers are those of this moment."""
         self._require_no_capture()
+        self.captures += 1
         recorded = self._recorded = []
         try:
             run()

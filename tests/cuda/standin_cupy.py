@@ -5,6 +5,7 @@ What this machine is said to have is told by environment variables, so that its 
 
 import ctypes
 import os
+import time
 import weakref
 from collections.abc import Callable
 from functools import cache, partial
@@ -72,6 +73,7 @@ class Recording:
     """What a stream notes and does not do."""
 
     launches: list[Callable[[], object]] | None = None
+    count = 0
     stream = 0
     products = 0
 
@@ -125,8 +127,13 @@ class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
         assert options == ("-std=c++17",)
         self._device = EmulatedDevice(code)
+        self._compiled = False
 
     def get_function(self, name: str) -> Any:
+        if not self._compiled:  # only now, as CuPy does
+            time.sleep(float(os.environ.get("STANDIN_COMPILE_SECONDS", "0")))
+            self._compiled = True
+
         def kernel(
             grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...], stream: "Stream | None" = None
         ) -> None:
@@ -156,6 +163,7 @@ class Stream:
 
     def begin_capture(self) -> None:
         Recording.forbid()
+        Recording.count += 1
         Recording.launches, Recording.stream = [], self.ptr
         cublas().standin_record(1)
 

@@ -1,5 +1,6 @@
 """Whole training steps of the CUDA backend, its kernels run on the CPU, against NumPy in float64; not on a GPU."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import Block
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
-from cnnjob.nn.cuda.graphs import MAX_QUEUED_STEPS, Captured
+from cnnjob.nn.cuda.graphs import EAGER_RUNS, MAX_QUEUED_STEPS, MAX_RECORDINGS, Captured
 from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler
@@ -106,6 +107,31 @@ def test_an_evaluation_of_other_images_is_recorded_anew() -> None:
         np.testing.assert_allclose(ours, numpys, atol=1e-6)
     np.testing.assert_array_equal(found[4], found[6])
     assert device.replays == 3 + 18 + 3 + 3
+
+
+def test_few_recordings_are_kept_and_none_of_arrays_that_are_gone() -> None:
+    device, arrays = EmulatedDevice(), [np.zeros(1) for _ in range(MAX_RECORDINGS + 1)]
+    read: list[Array] = []
+    captured = Captured(device, lambda: None, lambda: tuple(read))
+
+    def recorded_for(array: Array) -> int:
+        before = device.captures
+        read[:] = [array]
+        for _ in range(EAGER_RUNS + 1):
+            captured()
+        return device.captures - before
+
+    *first, last = arrays
+    assert [recorded_for(array) for array in first] == [1] * MAX_RECORDINGS
+    assert [recorded_for(array) for array in first] == [0] * MAX_RECORDINGS
+    assert recorded_for(last) == 1  # in place of the oldest
+    assert [recorded_for(array) for array in (*first[1:], last, first[0])] == [0] * MAX_RECORDINGS + [1]
+    watched = [weakref.ref(array) for array in arrays]
+    for name in (arrays, first, read):
+        name.clear()
+    del last
+    assert [array() for array in watched] == [None] * len(watched)
+    assert recorded_for(np.zeros(1)) == 1
 
 
 def test_no_more_than_so_many_steps_are_asked_for_ahead() -> None:

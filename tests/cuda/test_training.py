@@ -159,6 +159,35 @@ def test_what_it_ran_on_is_kept(unbroken: Run) -> None:
     assert result["gpu_hours"] > 0
 
 
+def test_kernels_are_compiled_before_the_clock_starts_and_steps_are_recorded_once(
+    libraries: Path, tmp_path: Path
+) -> None:
+    run = made(tmp_path, train__select_on="test", train__epochs=4)
+    script = f"""
+import time
+from pathlib import Path
+from cnnjob.runs.run import Run
+from cnnjob.training.progress import NoProgress
+from cnnjob.training.train import train
+class Clock(NoProgress):
+    def start(self, job, steps): self.started = time.monotonic()
+    def end_epoch(self, record): self.ended = time.monotonic()
+clock = Clock()
+train(Run(Path({str(run.path)!r})), clock)
+from tests.cuda.standin_cupy import Recording
+print(clock.ended - clock.started, Recording.count)
+"""
+    between, recorded = said_by(script, {**places(libraries), "STANDIN_COMPILE_SECONDS": "0.3"}).split()
+    [attempt], history = run.attempts(), run.history()
+    assert attempt["compile_seconds"] >= 0.3
+    assert sum(record["seconds"] for record in history) <= float(between) + 0.001 * len(history)
+    assert recorded == "3"  # the training step, and the evaluations of validation and test images
+    [line] = re.findall(
+        r"compiled the kernels in ([\d.]+) s, before the first epoch; they are stored in /", run.log_file.read_text()
+    )
+    assert float(line) == pytest.approx(attempt["compile_seconds"], abs=0.1)
+
+
 def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(libraries: Path, tmp_path: Path) -> None:
     run, other = (made(tmp_path / name, train__precision="tf32") for name in ("gpu", "cpu"))
     assert "train.precision" not in trained(run, libraries)
