@@ -43,13 +43,7 @@ def flags() -> tuple[str, ...]:
 
 def compiled(source: str) -> ctypes.CDLL:
     """The kernels of a source as a library of functions for the host; compiled once."""
-    content = f"{source}\n" + "".join(
-        f'extern "C" int emulate_{name}(const unsigned *grid, const unsigned *block, void **values, int order) '
-        f"{{ return shim::launch(shim::Launch<{name}>::call, grid, block, values, order); }}\n"
-        f'extern "C" int count_{name}() {{ return shim::Launch<{name}>::count(); }}\n'
-        f'extern "C" size_t size_{name}(int place) {{ return shim::Launch<{name}>::size(place); }}\n'
-        for name in KERNEL.findall(source)
-    )
+    content = with_entry_points(source)
     digest = hashlib.sha256((content + SHIM.read_text() + str(flags())).encode()).hexdigest()[:16]
     library = Path(gettempdir()) / f"cnnjob-kernels-{digest}.so"
     if not library.exists():
@@ -59,6 +53,17 @@ def compiled(source: str) -> ctypes.CDLL:
         subprocess.run(command, input=content, text=True, check=True)
         mine.rename(library)
     return ctypes.CDLL(str(library))
+
+
+def with_entry_points(source: str) -> str:
+    """A source with functions that launch its kernels, and say what arguments they take."""
+    return f"{source}\n" + "".join(
+        f'extern "C" int emulate_{name}(const unsigned *grid, const unsigned *block, void **values, int order) '
+        f"{{ return shim::launch(shim::Launch<{name}>::call, grid, block, values, order); }}\n"
+        f'extern "C" int count_{name}() {{ return shim::Launch<{name}>::count(); }}\n'
+        f'extern "C" size_t size_{name}(int place) {{ return shim::Launch<{name}>::size(place); }}\n'
+        for name in KERNEL.findall(source)
+    )
 
 
 def shim() -> Path:

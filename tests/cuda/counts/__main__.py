@@ -1,9 +1,10 @@
 """Counts of what a GPU has to do in a step of a job, taken from the plans of the CUDA engine; no GPU is needed.
 
-    python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--machine-code]
+    python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--machine-code] [--banks]
 
 Without a job: the totals of all jobs that cnnjob comes with. With jobs: every kernel's. Times are modelled for an H200
-(h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel.
+(h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel. With
+--banks: how often lanes wait for each other in shared memory, by the addresses of emulated kernels.
 """
 
 # ruff: noqa: T201 - it is a command
@@ -13,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from tests.cuda.counts import h200
+from tests.cuda.counts.banks import BankDevice, run_kernels
 from tests.cuda.counts.machine_code import machine_codes, missing_tools
-from tests.cuda.counts.recording import Launch, record, shipped_jobs
+from tests.cuda.counts.recording import Launch, parameters, record, shipped_jobs
 from tests.cuda.counts.traffic import Counts
 
 ARCHITECTURES = "sm_80", "sm_90"
@@ -28,10 +30,13 @@ def main() -> None:
     parser.add_argument("jobs", nargs="*", metavar="JOB", help="print every kernel of these jobs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the jobs")
     parser.add_argument("--machine-code", action="store_true", help="compile the kernels and print what they need")
+    parser.add_argument("--banks", action="store_true", help="print the conflicts of shared-memory banks")
     arguments = parser.parse_args()
     if arguments.machine_code:
         print_machine_code()
-    else:
+    if arguments.banks:
+        print_banks()
+    if not arguments.machine_code and not arguments.banks:
         print_counts(arguments.jobs, arguments.set)
 
 
@@ -82,6 +87,15 @@ def print_machine_code() -> None:
             print(
                 f"{name:24} {architecture:5} ", *(f"{n:12,}" for n in (*found, loop["FFMA"], loop["LDG"] + loop["STG"]))
             )
+
+
+def print_banks() -> None:
+    """Print every line of a kernel that accesses shared memory, with its conflicts."""
+    device = run_kernels(BankDevice())
+    print(f"{'kernel':24} {'accesses':>9} {'ways':>5} {'mean':>5}  line")
+    for name in parameters():
+        for line, accesses, ways, mean in device.conflicts(name):
+            print(f"{name:24} {accesses:9,} {ways:5} {mean:5.2f}  {line}")
 
 
 main()
