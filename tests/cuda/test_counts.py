@@ -68,7 +68,9 @@ def test_the_model_has_the_bounds_of_its_constants() -> None:
     squares = dict(zip(parameters()["add_squares"], (values, sums, np.int64(values.size)), strict=True))
     seconds = h200.kernel_seconds(Launch("add_squares", (1 << 20, 1), (256, 1), squares), "float32")
     assert seconds == pytest.approx(h200.RAMP + (values.nbytes + sums.nbytes) / h200.HBM)
-    conversion = dict(zip(parameters()["halve"], (values, halves, *map(np.int32, (1, 1, 1 << 28))), strict=True))
+    conversion = dict(
+        zip(parameters()["halve"], (values, halves, *map(np.int32, (1 << 28, 1, 1, 1 << 28))), strict=True)
+    )
     seconds = h200.kernel_seconds(Launch("halve", (1 << 20, 1), (256, 1), conversion), "float32")
     issued = WORK["halve"].each * (1 << 28) / 32
     assert seconds == pytest.approx(h200.RAMP + issued / (h200.SMS * h200.SUBCORES * h200.CLOCK * h200.ISSUE))

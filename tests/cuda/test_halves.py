@@ -22,6 +22,8 @@ CONVOLUTIONS = [
     "residual",
     "silu",
     "pool 17",
+    "even kernel, rows left out",
+    "first block 3, 2, 3",
 ]
 FEW_COLUMN_BYTES = 20_000
 
@@ -38,14 +40,14 @@ def test_numbers_are_rounded_as_numpy_does_and_too_large_ones_are_none(order: st
     x = np.concatenate([every, between, *near, -every, -between])
     y, behind = guarded(x.shape, np.int16)
     device = EmulatedDevice(order=order)
-    device.launch("halve", (7, 1), (256, 1), scalars([x, y, 1.0, 1, x.size]))
+    device.launch("halve", (7, 1), (256, 1), scalars([x, y, x.size, 1.0, 1, x.size]))
     np.testing.assert_array_equal(y, x.astype(np.float16).view(np.int16))
     assert (behind == GUARD).all()
     large = np.array([65520, -65520, np.inf, np.nan, 40000], np.float32)
     y = np.zeros(5, np.float16)
-    device.launch("halve", (1, 1), (256, 1), scalars([large, y, 0.5, 1, 5]))
+    device.launch("halve", (1, 1), (256, 1), scalars([large, y, 5, 0.5, 1, 5]))
     assert np.isnan(y).tolist() == [False, False, True, True, False]
-    device.launch("halve", (1, 1), (256, 1), scalars([large, y, 1.0, 1, 5]))
+    device.launch("halve", (1, 1), (256, 1), scalars([large, y, 5, 1.0, 1, 5]))
     assert np.isnan(y).tolist() == [True, True, True, True, False]
 
 
@@ -56,6 +58,28 @@ def test_steps_are_near_float64_and_the_same_in_every_order_of_threads(name: str
         assert np.linalg.norm(found[0][key] - array) <= 0.03 * np.linalg.norm(array), key
         for other in found[1:]:
             np.testing.assert_array_equal(found[0][key], other[key], key)
+
+
+class AlignedRows(EmulatedDevice):
+    """A device that requires what cuBLAS's fastest kernels require: rows of float16 at multiples of 16 bytes."""
+
+    factors = 0
+
+    def gemm(self, a: Array, b: Array, out: Array, **settings: Any) -> None:
+        for array in (a, b, out):
+            if array.dtype == np.float16:
+                self.factors += 1
+                assert array.ctypes.data % 16 == 0
+                assert array.strides[0] % 16 == 0, array.shape
+                assert array.strides[1] == 2
+        super().gemm(a, b, out, **settings)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_rows_of_factors_are_aligned(name: str) -> None:
+    device = AlignedRows(precision="float16")
+    WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES), 1)
+    assert device.factors
 
 
 def test_slopes_that_are_too_small_for_float16_are_scaled() -> None:

@@ -20,6 +20,8 @@ The workspace is not allocated by cuBLAS, so that its address in a recorded grap
 
 TYPE_CODES = {"float32": 0, "float16": 2}  # CUDA_R_32F, CUDA_R_16F
 FLOAT16_BYTES = 2
+ROW_VALUES = 8
+"""Row lengths of float16 matrices are multiples of this."""
 NORMAL, TRANSPOSED = 0, 1  # CUBLAS_OP_N, CUBLAS_OP_T
 COMPUTE_FLOAT32, COMPUTE_TF32 = 68, 77  # CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32
 DEFAULT_ALGORITHM = -1
@@ -33,6 +35,15 @@ STATUS = {
     14: "internal error",
     15: "not supported",
 }
+
+
+def aligned_row(columns: int, dtype: Any) -> int:
+    """Return the number of values from one row of a matrix to the next with which its GEMMs are fastest.
+
+    For float16, rows start at multiples of 16 bytes: cuBLAS's fastest kernels on tensor cores load 8 values at a time
+    (cuBLAS documentation, "Tensor Core Usage").
+    """
+    return -(-columns // ROW_VALUES) * ROW_VALUES if np.dtype(dtype) == np.float16 else columns
 
 
 def address(array: Any) -> int:
@@ -54,11 +65,12 @@ class Blas:
         """
         self._library, self._workspace = library, workspace
         self._compute = COMPUTE_TF32 if tf32 else COMPUTE_FLOAT32
-        self._handle, version = c_void_p(), c_int()
+        self._handle = handle = c_void_p()
+        version = c_int()
         self._call("cublasCreate_v2", byref(self._handle))
         # The stream is an argument so that it outlives the handle. At interpreter exit, the handle is left to the
         # driver: CUDA may have been shut down by then, and cublasDestroy would fail or wait forever.
-        finalize(self, _destroy, library, self._handle, stream).atexit = False
+        finalize(self, lambda _: library.cublasDestroy_v2(handle), stream).atexit = False
         # Set the stream before the workspace: cublasSetStream resets the workspace to the library's default.
         self._call("cublasSetStream_v2", self._handle, c_void_p(stream.ptr))
         memory = c_void_p(address(workspace)), c_size_t(workspace.nbytes)
@@ -114,8 +126,3 @@ class Blas:
         status = getattr(self._library, name)(*arguments)
         if status:
             raise RuntimeError(f"{name}: {STATUS.get(status, 'failed')} (cuBLAS status {status})")
-
-
-def _destroy(library: Any, handle: c_void_p, stream: Any) -> None:  # noqa: ARG001 - keeps the stream until then
-    """Destroy a handle; this waits for its GEMMs."""
-    library.cublasDestroy_v2(handle)

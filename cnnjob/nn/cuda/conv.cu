@@ -9,12 +9,14 @@ __device__ void put(float &target, float x) {
   target = x;
 }
 
-// Row (n, i, j) of the matrix holds the K*K*C values that output (i, j) of image n depends on. x includes its border.
+// Row (n, i, j) of the matrix holds the K*K*C values that output (i, j) of image n depends on, and then nothing up to
+// its length `pitch`. x includes its border.
 template <class Value>
 __device__ void to_columns(const float *x, wide image, int row, Value *columns, int K, int S, int C, int width,
-                           int images, int size) {
+                           int pitch, int images, int size) {
   EACH(n, images, e, size) {
-    int c = e % C, m = e / C % K, k = e / (C * K) % K, output = e / (C * K * K);
+    int output = e / pitch, tap = e % pitch, c = tap % C, m = tap / C % K, k = tap / C / K;
+    if (k >= K) continue;
     int y = output / width * S + k, x0 = output % width * S + m;
     put(columns[(wide)n * size + e], x[n * image + (wide)y * row + x0 * C + c]);
   }
@@ -23,10 +25,10 @@ __device__ void to_columns(const float *x, wide image, int row, Value *columns, 
 // The transpose: the gradient of a pixel is the sum over the elements of the matrix that it was copied to, tap by tap.
 template <class Value>
 __device__ void to_image(const Value *columns, float factor, float *dx, wide image, int row, int K, int S, int pad,
-                         int C, int W, int height, int width, int images, int size) {
+                         int C, int W, int height, int width, int pitch, int images, int size) {
   EACH(n, images, e, size) {
     int c = e % C, x = e / C % W, y = e / (C * W);
-    const Value *taps = columns + (wide)n * height * width * K * K * C + c;
+    const Value *taps = columns + (wide)n * height * width * pitch + c;
     float sum = 0;
     for (int k = 0; k < K; k++) {
       int i = y + pad - k;
@@ -34,21 +36,21 @@ __device__ void to_image(const Value *columns, float factor, float *dx, wide ima
       for (int m = 0; m < K; m++) {
         int j = x + pad - m;
         if (j < 0 || j % S || j / S >= width) continue;
-        sum += number(taps[((wide)(i / S) * width + j / S) * K * K * C + (k * K + m) * C]);
+        sum += number(taps[((wide)(i / S) * width + j / S) * pitch + (k * K + m) * C]);
       }
     }
     dx[n * image + (wide)y * row + x * C + c] = factor * sum;
   }
 }
 
-KERNEL im2col(const float *x, wide image, int row, float *columns, int K, int S, int C, int width, int images,
-              int size) {
-  to_columns(x, image, row, columns, K, S, C, width, images, size);
+KERNEL im2col(const float *x, wide image, int row, float *columns, int K, int S, int C, int width, int pitch,
+              int images, int size) {
+  to_columns(x, image, row, columns, K, S, C, width, pitch, images, size);
 }
 
 KERNEL col2im(const float *columns, float factor, float *dx, wide image, int row, int K, int S, int pad, int C, int W,
-              int height, int width, int images, int size) {
-  to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, images, size);
+              int height, int width, int pitch, int images, int size) {
+  to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, pitch, images, size);
 }
 
 // Start of the P x P window of pooled value e = (i, j, f) in an image with P*W outputs per row.

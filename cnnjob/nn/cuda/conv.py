@@ -12,8 +12,9 @@ import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Conv
+from cnnjob.nn.cuda.blas import aligned_row
 from cnnjob.nn.cuda.device_api import Device, bordered, column_sums, each, gemm, in_order, relu_backward, rows_per_sum
-from cnnjob.nn.tensors import ForwardBackward, Tensor
+from cnnjob.nn.tensors import ForwardBackward, Task, Tensor
 
 COLUMN_BYTES = 16 << 20
 """Maximum size of a patch matrix; two fit in the L2 cache of an A100.
@@ -43,7 +44,7 @@ def conv(
         y: output (N, H', W', F).
         w: ``weights`` (K, K, C, F), and ``bias`` (F,) if there is one.
         dw: gradients of the trainable parameters, overwritten by ``backward``.
-        column_bytes: maximum size of a patch matrix, unless a single image needs more.
+        column_bytes: maximum size of the values of a patch matrix, unless a single image needs more.
 
     Returns:
         The forward and backward tasks.
@@ -52,24 +53,26 @@ def conv(
     outputs, taps, dtype = H * W * block.pool**2, block.kernel**2 * x.value.shape[3], y.value.dtype
     in_float16 = device.precision == "float16"
     factor_dtype = np.dtype(np.float16) if in_float16 else dtype
+    pitch, filter_pitch = (aligned_row(count, factor_dtype) for count in (taps, F))
     n = min(N, max(1, column_bytes // (outputs * taps * factor_dtype.itemsize)))  # images at a time
     winner_dtype = np.uint8 if block.pool**2 - 1 <= MAX_BYTE else np.uint16  # position of the maximum in its window
     # For n images: patches, z, and in float16 the gradient of z. For all images: the gradients before the activation
     # and the partial sums for the bias, or for evaluation the positions of the maxima, which nothing reads.
-    scratch: list[Any] = [((n * outputs, taps), factor_dtype), ((n * outputs, F), dtype)]
-    scratch.append(((n * outputs if in_float16 and y.trainable else 0, F), factor_dtype))
+    scratch: list[Any] = [((n * outputs, pitch), factor_dtype), ((n * outputs, F), dtype)]
+    scratch.append(((n * outputs if in_float16 and y.trainable else 0, filter_pitch), factor_dtype))
     if y.trainable:
         n_partial = -(-N * H * W // rows_per_sum(N * H * W))
         scratch += [((N, H, W, F), dtype), ((n_partial, F), dtype)]
     else:
         scratch.append(((N, H, W, F), winner_dtype))
     columns, z, dz, *others = arena.scratch(0, *scratch)
+    columns, dz = columns[:, :taps], dz[:, :F]
     winner = arena.take((N, H, W, F), winner_dtype) if y.trainable else others[0]
     d_pooled = others[0] if y.trainable else y.gradient
     kernel, load_kernel = w["weights"].reshape(taps, F), in_order([])
     if in_float16:
-        kernel = arena.take((taps, F), factor_dtype)
-        load_kernel = each(device, "halve", 1, taps * F, w["weights"], kernel, 1.0)
+        kernel = arena.take((taps, filter_pitch), factor_dtype)[:, :F]
+        load_kernel = _halve(device, w["weights"].reshape(taps, F), kernel, 1.0)
     w = {"bias": arena.take((F,), dtype), **w, "weights": kernel}  # a bias of zeros if there is none
 
     steps: list[ForwardBackward] = []
@@ -111,7 +114,8 @@ def _plan_images(
     suffix, scale = ("_half", GRADIENT_SCALE * len(y.value)) if columns.dtype == np.float16 else ("", 1)
 
     padded, pooled = bordered(x.padded[images]), bordered(y.value[images])
-    patches = each(device, f"im2col{suffix}", n, height * width * taps, *padded, columns, K, S, C, width)
+    pitch = columns.strides[0] // columns.itemsize
+    patches = each(device, f"im2col{suffix}", n, height * width * pitch, *padded, columns, K, S, C, width, pitch)
     forward = [
         patches,
         gemm(device, columns, kernel, z),
@@ -125,7 +129,7 @@ def _plan_images(
     # The scale of dz carries through both products, whose results are divided by it.
     if suffix:
         dz = dz[: len(z)]
-        backward.append(each(device, "halve", n, height * width * F, z, dz, float(scale)))
+        backward.append(_halve(device, z, dz, float(scale)))
     else:
         dz = z
     if "weights" in dw:
@@ -133,10 +137,18 @@ def _plan_images(
         dw_matrix, beta = dw["weights"].reshape(taps, F), 1.0 if images.start else 0.0
         backward += [patches, gemm(device, columns, dz, dw_matrix, (True, False), alpha=1 / scale, beta=beta)]
     if x.trainable:
-        sizes = K, S, block.pad, C, x.value.shape[2], height, width
+        sizes = K, S, block.pad, C, x.value.shape[2], height, width, pitch
         source, target = (columns, 1 / scale), bordered(x.gradient[images])
         backward += [
             gemm(device, dz, kernel, columns, (False, True)),  # columns become patch gradients, after the GEMM above
             each(device, f"col2im{suffix}", n, prod(x.value.shape[1:]), *source, *target, *sizes),
         ]
     return ForwardBackward(in_order(forward), in_order(backward))
+
+
+def _halve(device: Device, matrix: Array, out: Array, factor: float) -> Task:
+    """Plan out = factor·matrix in float16; the rows of ``out`` may have gaps between them."""
+    (rows, columns), row = matrix.shape, out.strides[0] // out.itemsize
+    if row == columns:
+        rows, columns, row = 1, matrix.size, matrix.size
+    return each(device, "halve", rows, columns, matrix, out, row, factor)

@@ -28,17 +28,17 @@ __device__ void put(Half &target, float x) {
   target.bits = fabsf(x) < 65520 ? half_bits(x) : 0x7e00;
 }
 
-// y = factor * x
-KERNEL halve(const float *x, Half *y, float factor, int images, int size) {
-  EACH(n, images, i, size) put(y[(wide)n * size + i], factor * x[(wide)n * size + i]);
+// y = factor * x, where the rows of y start `row` values apart.
+KERNEL halve(const float *x, Half *y, int row, float factor, int images, int size) {
+  EACH(n, images, i, size) put(y[(wide)n * row + i], factor * x[(wide)n * size + i]);
 }
 
-KERNEL im2col_half(const float *x, wide image, int row, Half *columns, int K, int S, int C, int width, int images,
-                   int size) {
-  to_columns(x, image, row, columns, K, S, C, width, images, size);
+KERNEL im2col_half(const float *x, wide image, int row, Half *columns, int K, int S, int C, int width, int pitch,
+                   int images, int size) {
+  to_columns(x, image, row, columns, K, S, C, width, pitch, images, size);
 }
 
 KERNEL col2im_half(const Half *columns, float factor, float *dx, wide image, int row, int K, int S, int pad, int C,
-                   int W, int height, int width, int images, int size) {
-  to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, images, size);
+                   int W, int height, int width, int pitch, int images, int size) {
+  to_image(columns, factor, dx, image, row, K, S, pad, C, W, height, width, pitch, images, size);
 }

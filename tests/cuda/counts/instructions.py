@@ -54,15 +54,15 @@ WORK = {
     "draw_views": Work("images", 209),
     "gather_views": Work(VALUES, 371),
     # conv.cu, halves.cu
-    "im2col": Work(VALUES, 209),
-    "im2col_half": Work(VALUES, 206),
+    "im2col": Work(VALUES, 198),
+    "im2col_half": Work(VALUES, 202),
     "col2im": Work(f"(160 + K * 30 + K * K * 82) * {VALUES}", 1, LISTING),
     "col2im_half": Work(f"(160 + K * 30 + K * K * 82) * {VALUES}", 1, LISTING),
     "pool_byte": Work(f"(132 + 64 * P * P) * {VALUES}", 1, LISTING),
     "pool_short": Work(f"(132 + 64 * P * P) * {VALUES}", 1, LISTING),
     "unpool_byte": Work(f"(170 + 33 * P * P) * {VALUES}", 1, LISTING),
     "unpool_short": Work(f"(170 + 33 * P * P) * {VALUES}", 1, LISTING),
-    "halve": Work(VALUES, 51),
+    "halve": Work(VALUES, 64),
     # fused.cu
     **{
         f"first_{way}_{K}_{P}_{C}": Work(TRAFFIC[f"first_{way}_{K}_{P}_{C}"].products, each, "FFMA")
