@@ -17,6 +17,7 @@ import pytest
 
 from cnnjob.nn.cuda.device import kernel_source
 from cnnjob.nn.tensors import Task
+from tests.cuda.ptx.library import library
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +26,13 @@ ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
 FAILURES = {1: "some threads missed a barrier", 2: "threads at different barriers"}
 KERNEL = re.compile(r"^(?:KERNEL|FUSED) (\w+)", re.MULTILINE)
 FLAGS = ("-std=c++17", "-w", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
+FAULT = 3
+"""A failure that the library has a message for."""
 PLANTED = "CNNJOB_TEST_KERNELS"
+ARCHITECTURE = "CNNJOB_TEST_ARCHITECTURE"
+"""What NVRTC compiles the kernels for; without it g++ compiles them."""
+MUON = {f"muon_{name}" for name in ("momentum", "normalise", "squares", "step")}
+"""Kernels whose grid has a block for each piece, as have the updates'."""
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed; apt install g++")
 
@@ -88,9 +95,14 @@ class EmulatedDevice:
     free_bytes = 1 << 30
     versions: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, source: str | None = None, order: str = "forward", precision: str = "float32") -> None:
+    def __init__(
+        self, source: str | ctypes.CDLL | None = None, order: str = "forward", precision: str = "float32"
+    ) -> None:
         self.precision = precision
-        self._library = compiled(kernels() if source is None else source)
+        if source is None:
+            architecture = os.environ.get(ARCHITECTURE)
+            source = library(kernels(), architecture) if architecture else kernels()
+        self._library = compiled(source) if isinstance(source, str) else source
         self._order = ORDERS[order]
         self.launched: set[str] = set()
         self.captures, self.replays, self.waits = 0, 0, 0
@@ -157,7 +169,8 @@ class EmulatedDevice:
         shape = [(ctypes.c_uint * 2)(*sides) for sides in (grid, block)]
         failure = getattr(self._library, f"emulate_{name}")(*shape, pointers, self._order)
         if failure:
-            raise RuntimeError(f"{name}: {FAILURES[failure]}")
+            message = self._library.what_was_wrong().decode() if failure == FAULT else FAILURES[failure]
+            raise RuntimeError(f"{name}: {message}")
 
     def gemm(
         self,
@@ -179,6 +192,17 @@ class EmulatedDevice:
                 out[...] = product + np.float32(beta) * out if beta else product
 
         self._do(multiply)
+
+
+class FewBlocks(EmulatedDevice):
+    """A device whose grids are small, so that a thread has several values to see to, and a block several images."""
+
+    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+        if name.startswith("first_backward"):
+            grid = min(2, grid[0]), grid[1]
+        elif block == (256, 1) and name not in {"tally", "sgd", "adam", *MUON}:
+            grid = 1, min(2, grid[1])
+        super().launch(name, grid, block, arguments)
 
 
 def _value(argument: Any) -> Any:

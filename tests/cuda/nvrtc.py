@@ -28,6 +28,15 @@ class CompileError(Exception):
 
 def compiled(source: str, architecture: str) -> bytes:
     """Machine code for an architecture, as ``sm_90``; a warning is an error."""
+    return _compiled(source, architecture, "CUBIN")
+
+
+def ptx(source: str, architecture: str) -> str:
+    """PTX for an architecture, as ``compute_90``; a warning is an error."""
+    return _compiled(source, architecture, "PTX").rstrip(b"\0").decode()
+
+
+def _compiled(source: str, architecture: str, what: str) -> bytes:
     nvrtc = library()
     assert nvrtc
     program = ctypes.c_void_p()
@@ -38,7 +47,7 @@ def compiled(source: str, architecture: str) -> bytes:
         log = _text("ProgramLog", program).rstrip(b"\0\n")
         if status or log:
             raise CompileError(log.decode())
-        return _text("CUBIN", program)
+        return _text(what, program)
     finally:
         _call("DestroyProgram", ctypes.byref(program))
 

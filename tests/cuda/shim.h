@@ -32,7 +32,7 @@ namespace shim {
 constexpr unsigned WARP = 32;
 constexpr size_t STACK_BYTES = 128 << 10;
 enum Order { FORWARD, REVERSED, SHUFFLED };
-enum Failure { NONE, SOME_THREADS_MISSED_A_BARRIER, THREADS_AT_DIFFERENT_BARRIERS };
+enum Failure { NONE, SOME_THREADS_MISSED_A_BARRIER, THREADS_AT_DIFFERENT_BARRIERS, FAULT };
 
 struct Fiber {
   std::unique_ptr<char[]> stack;
@@ -49,6 +49,7 @@ static jmp_buf scheduler;
 static void (*kernel)(void **);
 static void **arguments;
 static double exchanged[1024];
+static char fault[512];  // what a thread did that no GPU allows; such a thread goes back to the scheduler, for ever
 
 // A fiber lives for ever: it runs one thread, gives control back, and runs another when it is resumed.
 static void live() {
@@ -123,6 +124,7 @@ static Failure run_block(unsigned threads, Order order, std::mt19937 &random) {
     for (unsigned t : places) {
       if (fibers[t].over || fibers[t].barrier) continue;
       resume(fibers[t]);
+      if (*fault) return FAULT;
       ran = true;
     }
     for (unsigned first = 0; first < threads; first += WARP)
@@ -160,6 +162,7 @@ struct Launch<function> {
 static int launch(void (*function)(void **), const unsigned *grid, const unsigned *block, void **values, int order) {
   kernel = function;
   arguments = values;
+  *fault = 0;
   gridDim = {grid[0], grid[1], 1};
   blockDim = {block[0], block[1], 1};
   std::mt19937 random(order);

@@ -1,15 +1,12 @@
 """Single kernels, run on the CPU, where whole steps would not show what is wrong."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pytest
 
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import column_sums, rows_per_sum, scalars
 from cnnjob.nn.cuda.fused import FIRST_BLOCKS
-from tests.cuda.emulation import ORDERS, EmulatedDevice, kernels, needs_compiler
+from tests.cuda.emulation import ORDERS, EmulatedDevice, FewBlocks, kernels, needs_compiler
 from tests.cuda.shop import GUARD, WORKS, Array, guarded, reference, require_close
 from tests.nn import oracle
 
@@ -22,21 +19,6 @@ def device(request: pytest.FixtureRequest) -> EmulatedDevice:
 
 
 FEW = ("residual", "augmented", "tied maxima", "adamw, lookahead", "adam, clipped", "muon")
-MUON = {f"muon_{name}" for name in ("momentum", "normalise", "squares", "step")}
-"""Kernels whose grid has a block for each piece, as have the updates'."""
-
-
-class FewBlocks(EmulatedDevice):
-    """A device whose grids are small, so that a thread has several values to see to, and a block several images."""
-
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        if name.startswith("first_backward"):
-            grid = min(2, grid[0]), grid[1]
-        elif block == (256, 1) and name not in {"tally", "sgd", "adam", *MUON}:
-            grid = 1, min(2, grid[1])
-        super().launch(name, grid, block, arguments)
-
-
 FIRSTS = [f"first block {kernel}, {pool}, {channels}" for kernel, pool, channels in FIRST_BLOCKS]
 
 

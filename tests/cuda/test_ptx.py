@@ -1,0 +1,252 @@
+"""Faults that only the PTX of kernels shows, on the CPU: missing barriers, misaligned addresses, copies not awaited."""
+
+import ctypes
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnjob.nn.cuda.backend import CudaBackend
+from cnnjob.nn.cuda.device_api import scalars
+from tests.cuda import nvrtc
+from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, FewBlocks, kernels, needs_compiler
+from tests.cuda.ptx.library import library
+from tests.cuda.ptx.parsing import PtxError
+from tests.cuda.shop import WORKS
+
+pytestmark = [
+    needs_compiler,
+    pytest.mark.cuda_emulated,
+    pytest.mark.skipif(nvrtc.library() is None, reason="NVRTC is not installed; pip install nvidia-cuda-nvrtc"),
+]
+
+ARCHITECTURE = "compute_90"
+FEW_COLUMN_BYTES = 20_000
+HARMLESS = {("muon_momentum", 9), ("muon_squares", 9), ("add_squares", 9)}
+"""The last barrier of block_sum, where only thread 0 reads the sum: it also wrote it."""
+
+Run = tuple[str, bool]
+
+
+def run(work: Run, device: EmulatedDevice) -> None:
+    name, fuses = work
+    WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES, fuses=fuses))
+
+
+@pytest.fixture(scope="module")
+def compiled() -> ctypes.CDLL:
+    return library(kernels(), ARCHITECTURE)
+
+
+@pytest.fixture(scope="module")
+def runs(compiled: ctypes.CDLL) -> dict[str, list[Run]]:
+    """By kernel, the steps that launch it."""
+    found = defaultdict(list)
+    for work in [(name, fuses) for name in WORKS for fuses in (False, True)]:
+        device = FewBlocks(compiled)
+        run(work, device)
+        for kernel in device.launched:
+            found[kernel].append(work)
+    return found
+
+
+def test_a_barrier_that_is_removed_is_missed(compiled: ctypes.CDLL, runs: dict[str, list[Run]]) -> None:
+    unseen = set()
+    names = [name for name in KERNEL.findall(kernels()) if name in runs]
+    barriers = [(name, place + 1) for name in names for place in range(getattr(compiled, f"barriers_{name}")())]
+    try:
+        for name, place in barriers:
+            compiled.skip_barrier(name.encode(), place)
+            if not any(fails(work, compiled, name) for work in runs[name]):
+                unseen.add((name, place))
+    finally:
+        compiled.skip_barrier(b"", 0)
+    assert len(barriers) > 100
+    assert unseen == HARMLESS
+
+
+def fails(work: Run, compiled: ctypes.CDLL, kernel: str) -> bool:
+    """Whether the kernel is stopped, and says which instruction of which threads is at fault."""
+    try:
+        run(work, FewBlocks(compiled))
+    except RuntimeError as error:
+        message = str(error)
+        assert message.startswith((f"{kernel}: ld.shared.", f"{kernel}: st.shared.", f"{kernel}: st.global."))
+        assert any(part in message for part in (" a barrier ", "nothing has been written", "no barrier between"))
+        return True
+    return False
+
+
+FAULTS = """
+#define KERNEL extern "C" __global__ void
+
+struct alignas(16) Four { float values[4]; };
+struct alignas(8) Two { float values[2]; };
+
+KERNEL copy_fours(const Four *x, Four *y) { y[threadIdx.x] = x[threadIdx.x]; }
+
+KERNEL copy_float(const float *x, float *y) { y[threadIdx.x] = x[threadIdx.x]; }
+
+KERNEL twos_of_shared(float *y, int apart) {
+  __shared__ float tile[68];
+  tile[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x < 4) tile[64 + threadIdx.x] = 0;
+  __syncthreads();
+  *(Two *)(y + 2 * threadIdx.x) = *(const Two *)(tile + threadIdx.x * 2 % 64 + apart);
+}
+
+KERNEL beyond_shared(float *y, int place) {
+  __shared__ float tile[64];
+  tile[threadIdx.x + place] = y[threadIdx.x];
+  __syncthreads();
+  y[threadIdx.x] = tile[63 - threadIdx.x + place];
+}
+
+KERNEL unwritten(float *y) {
+  __shared__ float tile[64];
+  if (threadIdx.x != 7) tile[threadIdx.x] = 1;
+  __syncthreads();
+  y[threadIdx.x] = tile[threadIdx.x];
+}
+
+KERNEL neighbours(float *y, int way) {
+  __shared__ unsigned char tile[64];
+  volatile unsigned char *bytes = tile;
+  bytes[threadIdx.x] = threadIdx.x;  // four of a word by four threads
+  __syncwarp();
+  if (way == 0) y[threadIdx.x] = bytes[threadIdx.x ^ 1];        // of its warp
+  if (way == 1) y[threadIdx.x] = bytes[threadIdx.x ^ 32];       // of another
+  if (way == 2) bytes[threadIdx.x ^ 1] = 0;
+  if (way == 3) { y[threadIdx.x] = bytes[threadIdx.x]; bytes[threadIdx.x ^ 1] = 0; }
+}
+
+KERNEL copies(const float *x, float *y, int way) {
+  extern __shared__ Four fours[];
+  unsigned place = (unsigned)__cvta_generic_to_shared(fours + threadIdx.x);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(x + 4 * threadIdx.x) : "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  if (way != 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  if (way != 2) __syncthreads();
+  *(Four *)(y + 4 * threadIdx.x) = fours[way == 3 ? threadIdx.x : 63 - threadIdx.x];
+}
+
+KERNEL __launch_bounds__(64) few_threads(int *x) { x[threadIdx.x] = 1; }
+
+KERNEL quotient(int *x, int divisor) { x[threadIdx.x] /= divisor; }
+
+KERNEL half_a_warp(float *x) { x[threadIdx.x] = __shfl_xor_sync(0xffff, x[threadIdx.x], 1); }
+"""
+
+
+@pytest.fixture(scope="module")
+def faults() -> ctypes.CDLL:
+    return library(FAULTS, ARCHITECTURE)
+
+
+def launch(faults: ctypes.CDLL, kernel: str, arguments: list[Any], order: str = "forward", threads: int = 64) -> None:
+    EmulatedDevice(faults, order).launch(kernel, (1, 1), (threads, 1), scalars(arguments))
+
+
+X, Y = np.arange(260, dtype=np.float32), np.zeros(260, np.float32)
+
+
+def aligned(count: int, place: int) -> np.ndarray[Any, Any]:
+    """Bytes whose address is so many behind a multiple of 16."""
+    memory = np.zeros(count + 32, np.uint8)
+    first = -memory.ctypes.data % 16 + place
+    return memory[first : first + count]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("kernel", "size", "place", "message"),
+    [
+        (
+            "copy_fours",
+            16,
+            4,
+            r"copy_fours: ld\.global.*\.v4\.f32 \{.*\}, \[%rd\d+\]: the address is not a multiple of 16",
+        ),
+        ("copy_fours", 16, 8, r"copy_fours: ld\.global.*\.v4\.f32 .*: the address is not a multiple of 16 \(it is 0x"),
+        ("copy_float", 4, 2, r"copy_float: ld\.global.*\.f32 %f\d+, \[%rd\d+\]: the address is not a multiple of 4"),
+    ],
+)
+def test_a_misaligned_access_is_found(
+    faults: ctypes.CDLL, order: str, kernel: str, size: int, place: int, message: str
+) -> None:
+    launch(faults, kernel, [aligned(size * 64, 0), aligned(size * 64, 0)], order)
+    with pytest.raises(RuntimeError, match=message):
+        launch(faults, kernel, [aligned(size * 64, place), aligned(size * 64, 0)], order)
+    with pytest.raises(RuntimeError, match=f"{kernel}: st.global.* the address is not a multiple of {size}"):
+        launch(faults, kernel, [aligned(size * 64, 0), aligned(size * 64, place)], order)
+
+
+def test_a_kernel_of_the_package_with_a_misaligned_array_is_found(compiled: ctypes.CDLL) -> None:
+    device = EmulatedDevice(compiled)
+    with pytest.raises(RuntimeError, match=r"halve: ld\.global.*f32 %f\d+, .*: the address is not a multiple of 4"):
+        device.launch("halve", (1, 1), (256, 1), scalars([aligned(64, 1), aligned(32, 0), 1.0, 1, 16]))
+
+
+FAULTY: list[tuple[str, list[Any], str]] = [
+    (
+        "twos_of_shared",
+        [Y, 1],
+        r"ld\.shared\.v2\.f32 .*: the address is not a multiple of 8 \(it is \d+ in shared memory\)",
+    ),
+    (
+        "beyond_shared",
+        [Y, 1],
+        r"st\.shared\.f32 .*: the address is outside of 256 bytes of shared memory \(it is \d+\)",
+    ),
+    ("unwritten", [Y], r"ld\.shared\.f32 .*: nothing has been written to shared byte 28 \(block 0, 0, thread 7\)"),
+    ("neighbours", [Y, 1], r"a read, after a write to shared byte|nothing has been written to shared byte"),
+    ("neighbours", [Y, 3], "(a write, after a read of|a read, after a write to) shared byte"),
+    ("copies", [X, Y, 1], "ld.shared.* shared byte .* awaits an asynchronous copy of thread"),
+    ("copies", [X, Y, 2], "a read, after a write to shared byte|nothing has been written|awaits an asynchronous copy"),
+    ("quotient", [Y.view(np.int32), 0], r"div\.s32 .*: division by zero"),
+    ("half_a_warp", [Y], r"shfl\.sync\.bfly\.b32 .*: the mask is not that of all lanes \(it is 0xffff\)"),
+]
+HARMLESS_WAYS: list[tuple[str, list[Any]]] = [
+    ("twos_of_shared", [Y, 2]),
+    ("beyond_shared", [Y, 0]),
+    ("neighbours", [Y, 0]),
+    ("neighbours", [Y, 2]),
+    ("copies", [X, Y, 0]),
+    ("copies", [X, Y, 3]),
+    ("quotient", [Y.view(np.int32), -1]),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("kernel", "arguments", "message"), FAULTY)
+def test_what_no_gpu_allows_is_found(
+    faults: ctypes.CDLL, order: str, kernel: str, arguments: list[Any], message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"^{kernel}: .*({message})"):
+        launch(faults, kernel, arguments, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("kernel", "arguments"), HARMLESS_WAYS)
+def test_what_is_allowed_passes(faults: ctypes.CDLL, order: str, kernel: str, arguments: list[Any]) -> None:
+    launch(faults, kernel, arguments, order)
+
+
+def test_a_copy_arrives(faults: ctypes.CDLL) -> None:
+    y = np.zeros(256, np.float32)
+    launch(faults, "copies", [X, y, 0])
+    np.testing.assert_array_equal(y.reshape(64, 4), X[:256].reshape(64, 4)[::-1])
+
+
+def test_a_block_has_no_more_threads_than_a_kernel_is_compiled_for(faults: ctypes.CDLL) -> None:
+    x = np.zeros(128, np.int32)
+    launch(faults, "few_threads", [x], threads=64)
+    with pytest.raises(RuntimeError, match="few_threads: 128 threads, where it is compiled for 64"):
+        launch(faults, "few_threads", [x], threads=128)
+
+
+def test_an_instruction_that_is_not_known_is_an_error_that_names_it() -> None:
+    source = 'extern "C" __global__ void sum(int *x) { atomicAdd(x, 1); }'
+    with pytest.raises(PtxError, match=r"(atom|red)\.global\.add\.u32 .*: an instruction that is not known"):
+        library(source, ARCHITECTURE)
