@@ -54,13 +54,14 @@ def bench(
 ) -> None:
     """Measure training steps on this machine.
 
-    The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small, cifar10-resnet (with batches of 64) and
-    conv-64-128. All engines take turns in one process. The column "× torch" is torch's time, in its faster memory
-    layout, divided by the engine's time (median over the turns); "fastest step" is the same ratio for the fastest
-    steps. "× course" is the time of a simple implementation, as taught in a course, in float64, divided by the engine's
-    time. "products" is the time of the matrix products of direct convolutions alone divided by the engine's time. With
-    --device gpu, cnnjob and torch run the steps eagerly and as a CUDA graph, in float32 and tf32; "part by part" is
-    cnnjob without fused kernels.
+    The workloads are mnist-baseline, cifar10-baseline, cifar10, cifar10-small, cifar10-fast, cifar10-resnet (the last
+    two with batches of 64 on a CPU) and conv-64-128. All engines take turns in one process. The column "× torch" is
+    torch's time, in its faster memory layout, divided by the engine's time (median over the turns); "fastest step" is
+    the same ratio for the fastest steps. "× course" is the time of a simple implementation, as taught in a course, in
+    float64, divided by the engine's time. "products" is the time of the matrix products of direct convolutions alone
+    divided by the engine's time. With --device gpu, cnnjob and torch run the steps eagerly and as a CUDA graph, in
+    float32, tf32 and float16 (torch with autocast), and are compared in equal precision; "part by part" is cnnjob
+    without fused kernels.
 
     With "data" instead of workloads, the command measures how fast datasets are read: random batches of 128 images, and
     the whole file in order, from the page cache and from disk. Two files are written to the current folder and removed

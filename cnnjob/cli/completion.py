@@ -11,7 +11,10 @@ from cnnjob.jobs.lookup import named_toml_files
 # Duplicated here because importing the catalogue, the benchmarks or the job schema is too slow for TAB completion.
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "digits")
 ADDRESSES = ("test:0", "train:0", "val:0")
-WORKLOADS = ("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "cifar10-resnet", "conv-64-128", "data")
+WORKLOADS = (
+    *("mnist-baseline", "cifar10-baseline", "cifar10", "cifar10-small", "cifar10-fast", "cifar10-resnet"),
+    *("conv-64-128", "data"),
+)
 SETTINGS = (
     *("dataset", "seed", "data.pixels", "data.validation_fraction", "data.augment", "model.blocks"),
     *("model.init_from", "model.init_sha256"),

@@ -464,7 +464,7 @@ from cnnjob.checks.benchmarks.bench import measure
 print(json.dumps([row.as_json() for row in measure(["mnist-baseline"], 1, torch=False, on_gpu=True)]))
 """
     rows = {row["engine"]: row for row in json.loads(said_by(script, places(libraries)))}
-    for precision in ("float32", "tf32"):
+    for precision in ("float32", "tf32", "float16"):
         ours = {f"cnnjob {how} {precision}" for how in ("part by part", "eager", "graph")}
         assert ours | {f"floor: {what} {precision}" for what in ("products", "bytes")} <= rows.keys()
     graph, products = rows["cnnjob graph tf32"], rows["floor: products tf32"]

@@ -104,7 +104,7 @@ def measure(names: Sequence[str], rounds: int, *, torch: bool, on_gpu: bool = Fa
     if on_gpu and (reason := why_unavailable()):
         raise JobError(f"--device gpu: {reason}")
     for name in names:
-        work = find_workload(name)
+        work = find_workload(name, on_gpu=on_gpu)
         with ExitStack() as stack:
             if on_gpu:
                 engines = {**gpu.gpu_engines(work), **(gpu_rivals.torch_gpu_engines(work) if torch else {})}

@@ -42,20 +42,28 @@ def floor_engines(work: Workload) -> Iterator[dict[str, Engine]]:
 
 def _cpu_products(work: Workload) -> Iterator[Task]:
     """Yield each shard's matrix products: the output, the weight gradient and, if needed, the input gradient."""
-    layers: list[Layer] = []
-    for layer in work.layers:
-        layers += layer.block.layers(layer.input_shape) if isinstance(layer.block, nn.Residual) else [layer]
-    for layer_index, layer in enumerate(layers):
-        if not isinstance(layer.block, nn.Conv | nn.Dense):
-            continue
-        needs_input_gradient = work.needs_input_gradient or layer_index > 0
+    for layer, weight_gradient, input_gradient in layers_with_products(work):
         for rows, inner, columns in _shards(layer, work.batch_size):
             x, w, y = (np.ones(shape, np.float32) for shape in ((rows, inner), (inner, columns), (rows, columns)))
             dx, dw, z = np.empty_like(x), np.empty_like(w), np.empty_like(y)
             yield _product(x, w, z)
-            yield _product(x.T, y, dw)
-            if needs_input_gradient:
+            if weight_gradient:
+                yield _product(x.T, y, dw)
+            if input_gradient:
                 yield _product(y, w.T, dx)
+
+
+def layers_with_products(work: Workload) -> Iterator[tuple[Layer, bool, bool]]:
+    """Yield the convolutions and dense layers, including those of residual blocks.
+
+    With each layer, yield whether the gradients with respect to its weights and to its input are computed.
+    """
+    layers: list[Layer] = []
+    for layer in work.layers:
+        layers += layer.block.layers(layer.input_shape) if isinstance(layer.block, nn.Residual) else [layer]
+    for layer_index, layer in enumerate(layers):
+        if isinstance(layer.block, nn.Conv | nn.Dense):
+            yield layer, not layer.block.frozen, work.needs_input_gradient or layer_index > 0
 
 
 def _shards(layer: Layer, count: int) -> Iterator[tuple[int, int, int]]:
@@ -81,12 +89,16 @@ def _product(a: Array, b: Array, out: Array) -> Task:
     return run
 
 
-def min_bytes_per_step(work: Workload) -> int:
-    """Return the number of bytes that a step must read and write if each block passes over its tensors only once."""
+def min_bytes_per_step(work: Workload, activation_bytes: int = 4) -> int:
+    """Return the number of bytes that a step must read and write if each block passes over its tensors only once.
+
+    Parameters and gradients have 4 bytes; activations have ``activation_bytes``.
+    """
     shapes = [layer.block.parameters(layer.input_shape) for layer in work.layers]
     parameters = sum(prod(parameter.shape) for block in shapes for parameter in block.values())
     activations = work.batch_size * sum(prod(layer.output_shape) for layer in work.layers)
-    return 4 * (PARAMETER_PASSES * parameters + ACTIVATION_PASSES * activations) + work.images.nbytes
+    passes = 4 * PARAMETER_PASSES * parameters + activation_bytes * ACTIVATION_PASSES * activations
+    return passes + work.images.nbytes
 
 
 def _copy_task(source: Array, target: Array) -> Task:

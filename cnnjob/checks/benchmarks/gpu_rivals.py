@@ -1,4 +1,4 @@
-"""Training steps of the workloads in torch on a GPU, eagerly and as a CUDA graph, in two layouts and two precisions."""
+"""Training steps in torch on a GPU, eagerly and as a CUDA graph, in two layouts and three precisions."""
 
 from functools import partial
 from typing import Any
@@ -7,7 +7,7 @@ from cnnjob.checks.benchmarks.engines import Action, Engine
 from cnnjob.checks.benchmarks.rivals import build_torch_training_step
 from cnnjob.checks.benchmarks.workloads import Workload
 
-PRECISIONS = ("float32", "tf32")
+PRECISIONS = ("float32", "tf32", "float16")
 WARM_UPS = 3
 """Number of steps before a graph is recorded, as in torch's documentation of CUDA graphs."""
 
@@ -31,7 +31,10 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
             choose()  # before the steps are built, since a recorded graph keeps its precision
             arranged = partial(_with_fewest_groups, torch)
             # The two steps need separate tensors, since a recorded graph always writes to its own.
-            eager, captured = (build_torch_training_step(torch, work, layout, "cuda", arranged) for _ in range(2))
+            float16 = precision == "float16"
+            eager, captured = (
+                build_torch_training_step(torch, work, layout, "cuda", arranged, float16=float16) for _ in range(2)
+            )
             for mode, step in {"eager": eager, "graph": _record_graph(torch, captured)}.items():
                 label = f"torch {mode} {name} {precision}"
                 by_row[label] = Engine(step, "torch", f"gpu {precision}", choose, torch.cuda.synchronize)
@@ -39,8 +42,11 @@ def torch_gpu_engines(work: Workload) -> dict[str, Engine]:
 
 
 def _set_precision(torch: Any, precision: str) -> None:
-    """Set the precision of torch's matrix products and convolutions for the whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    """Set the precision of torch's float32 matrix products and convolutions for the whole process.
+
+    As in cnnjob, ``float16`` uses tf32 for what is not computed in float16.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def _with_fewest_groups(torch: Any, optimiser: Any) -> Any:

@@ -23,11 +23,19 @@ def torch_engines(work: Workload) -> dict[str, Engine]:
 
 
 def build_torch_training_step(
-    torch: Any, work: Workload, layout: Any, device: str = "cpu", arranged: Callable[[Any], Any] = lambda it: it
+    torch: Any,
+    work: Workload,
+    layout: Any,
+    device: str = "cpu",
+    arranged: Callable[[Any], Any] = lambda it: it,
+    *,
+    float16: bool = False,
 ) -> Action:
     """Return a training step in torch.
 
-    The batch is already on the device as uint8, so the step does not include gathering images.
+    The batch is already on the device as uint8, so the step does not include gathering images. With ``float16``,
+    torch's autocast selects the operations that are computed in float16; parameters are float32. The gradients are not
+    scaled, which would take more time.
     """
     network = module_of(torch, work.layers).to(device, memory_format=layout)
     optimiser = arranged(optimiser_like(torch, work.optimiser, network, work.layers, work.learning_rate))
@@ -36,8 +44,11 @@ def build_torch_training_step(
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        outputs = network(raw.float() / 255)
-        torch.nn.functional.cross_entropy(outputs, labels).backward()
+        # Without the cache of converted weights, as torch's documentation requires for CUDA graphs; here, every weight
+        # is used only once per step.
+        with torch.autocast(raw.device.type, torch.float16, enabled=float16, cache_enabled=False):
+            loss = torch.nn.functional.cross_entropy(network(raw.float() / 255), labels)
+        loss.backward()
         optimiser.step()
 
     return step

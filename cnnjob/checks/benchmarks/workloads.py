@@ -18,11 +18,12 @@ IMAGES = {
     "cifar10-baseline": ((32, 32, 3), 50_000),
     "cifar10": ((32, 32, 3), 50_000),
     "cifar10-small": ((32, 32, 3), 49_000),
+    "cifar10-fast": ((32, 32, 3), 50_000),
     "cifar10-resnet": ((32, 32, 3), 49_000),
 }
 """Image shape (H, W, C) and number of training images, by job name."""
-BATCH_SIZES = {"cifar10-resnet": 64}
-"""Batch sizes used instead of those of jobs that are meant for a GPU."""
+CPU_BATCH_SIZES = {"cifar10-fast": 64, "cifar10-resnet": 64}
+"""Batch sizes used on a CPU, instead of those of jobs that are meant for a GPU."""
 NAMES = (*IMAGES, SINGLE_CONVOLUTION)
 
 Array = np.ndarray[Any, Any]
@@ -61,12 +62,12 @@ class Workload:
         return np.random.default_rng(1).integers(0, CLASSES, self.batch_size)
 
 
-def find_workload(name: str) -> Workload:
-    """Return the workload with the given name: ``conv-64-128`` or a job name."""
+def find_workload(name: str, *, on_gpu: bool = False) -> Workload:
+    """Return the workload with the given name: ``conv-64-128`` or a job name; its batch size depends on the device."""
     if name == SINGLE_CONVOLUTION:  # 3×3 kernel, 64 → 128 channels, 16×16 pixels, 64 images
         block, shape = nn.Conv(filters=128, activation="none"), (16, 16, 64)
         return Workload(name, (Layer("conv1", block, shape, block.output_shape(shape)),), 64, 0, nn.Sgd(), 0.0)
     job, (image_shape, images) = Job.load(name), IMAGES[name]
     layers, train = build_network(job.model, image_shape, CLASSES).layers, job.train
-    batch_size = BATCH_SIZES.get(name, train.batch_size)
+    batch_size = train.batch_size if on_gpu else CPU_BATCH_SIZES.get(name, train.batch_size)
     return Workload(name, layers, batch_size, images // batch_size, build_optimiser(train), train.learning_rate)
