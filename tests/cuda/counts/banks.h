@@ -5,7 +5,9 @@
 
 #include <unordered_map>
 
+#ifndef QUIET
 #define QUIET __attribute__((no_sanitize("thread")))
+#endif
 
 namespace banks {
 
@@ -76,6 +78,8 @@ NOTES_ALL(8)
 NOTES_ALL(16)
 QUIET void __tsan_read_range(void *address, size_t bytes) { banks::note(__builtin_return_address(0), address, bytes); }
 QUIET void __tsan_write_range(void *address, size_t bytes) { banks::note(__builtin_return_address(0), address, bytes); }
+QUIET void note_access(void *site, const void *address, unsigned bytes) { banks::note(site, address, bytes); }
+QUIET char __tsan_atomic8_load(const volatile char *address, int) { return *address; }
 QUIET void __tsan_vptr_update(void **, void *) {}
 QUIET void __tsan_vptr_read(void **) {}
 QUIET void __tsan_func_entry(void *) {}

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
@@ -67,7 +66,19 @@ class BankDevice(EmulatedDevice):
         library = Path(gettempdir()) / f"cnnjob-banks-{digest}.so"
         if not library.exists():
             objects, mine = (library.with_suffix(f".{os.getpid()}.{suffix}") for suffix in ("o", "so"))
-            options = *FLAGS, "-O1", "-g1", "-fsanitize=thread", "-include", str(SHIM), "-x", "c++", "-", "-c"
+            options = (
+                *FLAGS,
+                "-O1",
+                "-g1",
+                "-fsanitize=thread",
+                "-DNOTES_SHARED",
+                "-include",
+                str(SHIM),
+                "-x",
+                "c++",
+                "-",
+                "-c",
+            )
             subprocess.run(["g++", *options, "-o", str(objects)], input=content, text=True, check=True)
             # Linked without -fsanitize, which would add ThreadSanitizer.
             subprocess.run(["g++", "-shared", "-Wl,-Bsymbolic", str(objects), "-ldl", "-o", str(mine)], check=True)
@@ -86,8 +97,8 @@ class BankDevice(EmulatedDevice):
         ranges = [address for first, size in own for address in (base + first, base + first + size)]
         return (ctypes.c_void_p * len(ranges))(*ranges)
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        super().launch(name, grid, block, arguments)
+    def launch(self, name: str, *arguments: Any) -> None:
+        super().launch(name, *arguments)
         first = ctypes.c_void_p()
         count = self._library.take_accesses(ctypes.byref(first))
         if first.value and count:
@@ -99,11 +110,12 @@ class BankDevice(EmulatedDevice):
     def conflicts(self, name: str) -> list[Conflicts]:
         """The accesses of a kernel's launches so far, line by line; empty if it has no shared memory."""
         sites = self._ways[name]
-        command = ["addr2line", "-e", str(self._path), *(hex(site - 1) for site in sites)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() if sites else []
+        command = ["addr2line", "-a", "-i", "-e", str(self._path), *(hex(site - 1) for site in sites)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout if sites else ""
         lines: dict[int, list[int]] = defaultdict(list)
-        for place, ways in zip((word for word in output if ":" in word), sites.values(), strict=True):
-            lines[int(place.rpartition(":")[2])] += ways
+        # The innermost line of the kernels' own; what is inlined there may be of shim.h.
+        for places, ways in zip(re.split(r"^0x\w+$", output, flags=re.MULTILINE)[1:], sites.values(), strict=True):
+            lines[int(re.findall(r"kernels:(\d+)", places)[0])] += ways
         text = self.source.splitlines()
         return [
             Conflicts(text[line - 1].strip(), len(ways), max(ways), sum(ways) / len(ways))

@@ -28,6 +28,8 @@ class Work(NamedTuple):
     """Instructions per unit."""
     per: str = PATH
     """What a unit is: PATH, LISTING, TENSOR, or another instruction of the main loop: a load or a multiply-add."""
+    rest: str = "0"
+    """Instructions of warps outside the main loop, a formula likewise, if the unit is TENSOR."""
     loads: str = "0"
     """Bytes that come from the L2 cache, a formula likewise, if a launch reads values several times."""
 
@@ -116,7 +118,9 @@ class Instructions(NamedTuple):
             return cls(0, 0)
         work = WORK[launch.name]
         units = evaluate(launch, work.units)
-        return cls(units * work.each, units) if work.per == TENSOR else cls(units * work.each / WARP, 0)
+        if work.per == TENSOR:
+            return cls(units * work.each + evaluate(launch, work.rest), units)
+        return cls(units * work.each / WARP, 0)
 
 
 def instructions_per_unit(code: MachineCode, work: Work) -> float:
