@@ -173,9 +173,10 @@ for name in {SANITIZED if precision == "float32" else ["two convolutions", "resi
     assert done.returncode == 0, done.stdout
 
 
+# Beyond the 512 bytes that CuPy allocates, and in the same page: without the sanitizer, nothing happens.
 FAULTY = """
 import cupy
-source = 'extern "C" __global__ void NAME(float *x) { x[1 << 20] = 1; }'
+source = 'extern "C" __global__ void NAME(float *x) { x[200] = 1; }'
 cupy.RawModule(code=source).get_function("NAME")((1,), (1,), (cupy.zeros(1, cupy.float32),))
 cupy.cuda.get_current_stream().synchronize()
 """
@@ -188,7 +189,7 @@ def test_the_sanitizer_finds_a_fault_in_every_kernel_but_those_of_cublas() -> No
         assert done.returncode == SANITIZER_ERROR, done.stdout
         assert f"at {name}" in done.stdout
     done = sanitized("memcheck", FAULTY.replace("NAME", "ampere_sgemm_128x64_nn"))
-    assert "ampere_sgemm_128x64_nn" not in done.stdout
+    assert done.returncode == 0, done.stdout
 
 
 DATA = Path(os.environ.get("CNNJOB_DATA") or "data")

@@ -146,7 +146,7 @@ def test_the_first_block_keeps_what_is_no_number(device: EmulatedDevice, kernel:
     )
     position, order, bias = np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32)
     (y, behind), (winner, behind_winner) = (guarded((1, side, side, 1), dtype) for dtype in (np.float32, np.int8))
-    sizes = [np.int64(side**2), side, winner, 4, 4, pad, 4 + kernel + kernel % 2 - 1, side, side, 1, False, True, 1]
+    sizes = [np.int64(side**2), side, winner, 4, 4, pad, 4 + kernel - 1, side, side, 1, False, True, 1]
     arguments = scalars([image, order, position, scale, shift, middle, bias, y, *sizes])
     device.launch(f"first_forward_{kernel}_{pool}_{channels}", (1, 1), (32, 8), arguments)
     windows = last.reshape(side, pool, side, pool).transpose(0, 2, 1, 3).reshape(-1, pool**2)
