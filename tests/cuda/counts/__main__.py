@@ -13,13 +13,16 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from cnnjob.errors import CnnjobError
 from tests.cuda.counts import h200
 from tests.cuda.counts.banks import BankDevice, run_kernels
+from tests.cuda.counts.instructions import LISTING, PATH, TENSOR, WORK, instructions_per_unit
 from tests.cuda.counts.machine_code import machine_codes, missing_tools
 from tests.cuda.counts.recording import Launch, parameters, record, shipped_jobs
 from tests.cuda.counts.traffic import Counts
 
 ARCHITECTURES = "sm_80", "sm_90"
+UNITS = {PATH: "thread", TENSOR: "product of a warp", "FFMA": "multiply-add", "LDG": "load"}
 
 
 def main() -> None:
@@ -37,7 +40,10 @@ def main() -> None:
     if arguments.banks:
         print_banks()
     if not arguments.machine_code and not arguments.banks:
-        print_counts(arguments.jobs, arguments.set)
+        try:
+            print_counts(arguments.jobs, arguments.set)
+        except CnnjobError as error:
+            raise SystemExit(f"error: {error}") from None
 
 
 def print_counts(jobs: Sequence[str], settings: Sequence[str]) -> None:
@@ -77,16 +83,25 @@ def print_machine_code() -> None:
     """Print what each compiled kernel needs, or why it cannot be known here."""
     if reason := missing_tools():
         raise SystemExit(f"machine code: {reason}")
-    numbers = "registers", "spills", "shared bytes", "instructions", "in the main loop", "tensor cores", "multiply-adds"
-    print(f"{'kernel':24} {'for':5} ", *(f"{number:>12}" for number in (*numbers, "loads, stores")))
+    titles = (
+        "registers",
+        "spills",
+        "shared bytes",
+        "instructions",
+        "main loop",
+        "tensor cores",
+        "multiply-adds",
+        "memory",
+    )
+    print(f"{'kernel':24} {'for':5} ", *(f"{title:>13}" for title in titles), "  instructions per")
     for name in machine_codes(ARCHITECTURES[0]):
         for architecture in ARCHITECTURES:
-            code = machine_codes(architecture)[name]
+            code, work = machine_codes(architecture)[name], WORK[name]
             loop = code.main_loop
-            found = code.registers, code.spills, code.shared_bytes, len(code.texts), loop.total(), loop["HMMA"]
-            print(
-                f"{name:24} {architecture:5} ", *(f"{n:12,}" for n in (*found, loop["FFMA"], loop["LDG"] + loop["STG"]))
-            )
+            numbers = code.registers, code.spills, code.shared_bytes, len(code.texts), loop.total()
+            parts = loop["HMMA"], loop["FFMA"], loop["LDG"] + loop["STG"]
+            per = "" if work.per == LISTING else f"{instructions_per_unit(code, work):7.1f} {UNITS[work.per]}"
+            print(f"{name:24} {architecture:5} ", *(f"{number:13,}" for number in (*numbers, *parts)), f" {per}")
 
 
 def print_banks() -> None:
