@@ -4,7 +4,7 @@
 
 Without a job: the totals of all jobs that cnnjob comes with. With jobs: every kernel's. Times are modelled for an H200
 (h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel. With
---banks: how often lanes wait for each other in shared memory, by the addresses of emulated kernels.
+--banks: how often lanes wait for each other in shared memory, by the addresses in the kernels' PTX, run on the CPU.
 """
 
 # ruff: noqa: T201 - it is a command
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from cnnjob.errors import CnnjobError
+from tests.cuda import nvrtc
 from tests.cuda.counts import h200
 from tests.cuda.counts.banks import BankDevice, run_kernels
 from tests.cuda.counts.instructions import LISTING, PATH, TENSOR, WORK, instructions_per_unit
@@ -105,12 +106,14 @@ def print_machine_code() -> None:
 
 
 def print_banks() -> None:
-    """Print every line of a kernel that accesses shared memory, with its conflicts."""
+    """Print every instruction that accesses shared memory, with its conflicts."""
+    if nvrtc.library() is None:
+        raise SystemExit("banks: NVRTC is not installed; pip install nvidia-cuda-nvrtc")
     device = run_kernels(BankDevice())
-    print(f"{'kernel':24} {'accesses':>9} {'ways':>5} {'mean':>5}  line")
+    print(f"{'kernel':24} {'accesses':>9} {'ways':>5} {'mean':>5}  instruction")
     for name in parameters():
-        for line, accesses, ways, mean in device.conflicts(name):
-            print(f"{name:24} {accesses:9,} {ways:5} {mean:5.2f}  {line}")
+        for instruction, accesses, ways, mean in device.conflicts(name):
+            print(f"{name:24} {accesses:9,} {ways:5} {mean:5.2f}  {instruction}")
 
 
 main()

@@ -1,17 +1,12 @@
-"""Conflicts of shared-memory banks, from the addresses that the lanes of a warp access together in emulated kernels.
+"""Conflicts of shared-memory banks, from the addresses that the lanes of a warp access together.
 
 Shared memory has 32 banks of 4 bytes. Lanes that access different words of one bank wait for each other. Of 8 bytes,
-half a warp is served at a time, and of 16 a quarter; other widths are served word by word.
+half a warp is served at a time, and of 16 a quarter; other widths are served word by word. The accesses are those of
+the kernels' PTX, run on the CPU.
 """
 
 import ctypes
-import hashlib
-import os
-import re
-import subprocess
 from collections import defaultdict
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,24 +15,23 @@ from cnnjob import nn
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import WARP
 from cnnjob.nn.cuda.fused import FIRST_BLOCKS
-from tests.cuda.emulation import FLAGS, SHIM, Array, EmulatedDevice, kernels, with_entry_points
+from tests.cuda.emulation import Array, EmulatedDevice, kernels
+from tests.cuda.ptx.library import library
 from tests.cuda.shop import WORKS, Work
 
-HEADER = Path(__file__).with_name("banks.h")
+ARCHITECTURE = "compute_90"
 BANKS, WORD, MAX_WORDS = 32, 4, 1 << 16
 """Of a multiprocessor; the bytes of a word; a power of two that is more than all words."""
-ACCESS = np.dtype([("site", "u8"), ("block", "u4"), ("thread", "u4"), ("turn", "u4"), ("bytes", "u4"), ("at", "u8")])
-"""As in banks.h."""
-
-
-SYMBOL = re.compile(r"^([0-9a-f]+) ([0-9a-f]+) \w (\w+)$", re.MULTILINE)
-"""A line of nm: address, size, type and name."""
+ACCESS = np.dtype(
+    [("instruction", "u8"), *((name, "u4") for name in ("block", "thread", "turn", "size", "address"))], align=True
+)
+"""As in ptx.cpp."""
 
 
 class Conflicts(NamedTuple):
-    """The accesses of warps at one place of the source."""
+    """The accesses of warps by one instruction."""
 
-    line: str
+    instruction: str
     accesses: int
     ways: int
     """The most words of one bank in an access; 1 is without conflict."""
@@ -46,80 +40,32 @@ class Conflicts(NamedTuple):
 
 
 class BankDevice(EmulatedDevice):
-    """An emulated device that notes the kernels' accesses to shared memory."""
+    """An emulated device that records the kernels' accesses to shared memory."""
 
     def __init__(self, source: str | None = None, **settings: Any) -> None:
-        super().__init__(source, **settings)
-        self.source = kernels() if source is None else source
-        self._path = self._compiled()
-        self._library = ctypes.CDLL(str(self._path))
-        self.owners: set[str] = set()
-        """The functions with arrays in shared memory."""
-        self._ranges = self._find_arrays()
-        self._library.set_arrays(self._ranges, ctypes.c_size_t(len(self._ranges) // 2))
+        self._compiled = library(source or kernels(), ARCHITECTURE)
+        super().__init__(self._compiled, **settings)
         self._ways: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
 
-    def _compiled(self) -> Path:
-        """The kernels as a library with a call before each access; compiled once."""
-        content = f'#include "{HEADER}"\n#line 1 "kernels"\n{with_entry_points(self.source)}'
-        digest = hashlib.sha256((content + HEADER.read_text() + SHIM.read_text()).encode()).hexdigest()[:16]
-        library = Path(gettempdir()) / f"cnnjob-banks-{digest}.so"
-        if not library.exists():
-            objects, mine = (library.with_suffix(f".{os.getpid()}.{suffix}") for suffix in ("o", "so"))
-            options = (
-                *FLAGS,
-                "-O1",
-                "-g1",
-                "-fsanitize=thread",
-                "-DNOTES_SHARED",
-                "-include",
-                str(SHIM),
-                "-x",
-                "c++",
-                "-",
-                "-c",
-            )
-            subprocess.run(["g++", *options, "-o", str(objects)], input=content, text=True, check=True)
-            # Linked without -fsanitize, which would add ThreadSanitizer.
-            subprocess.run(["g++", "-shared", "-Wl,-Bsymbolic", str(objects), "-ldl", "-o", str(mine)], check=True)
-            objects.unlink()
-            mine.rename(library)
-        return library
-
-    def _find_arrays(self) -> ctypes.Array[ctypes.c_void_p]:
-        """The first address of each array in shared memory, and the first behind it."""
-        listing = subprocess.run(["nm", "-S", str(self._path)], check=True, capture_output=True, text=True).stdout
-        places = {name: (int(at, 16), int(size, 16)) for at, size, name in SYMBOL.findall(listing)}
-        base = (ctypes.cast(self._library.take_accesses, ctypes.c_void_p).value or 0) - places["take_accesses"][0]
-        # On a CPU, shared memory is static memory of the kernels, or of what they call.
-        own = sorted(place for name, place in places.items() if re.match(r"_ZZ(?!N4shim|13take_accesses)", name))
-        self.owners = {match[1] for name in places if (match := re.match(r"_ZZ\d+([a-z]\w*?)E\d", name))}
-        ranges = [address for first, size in own for address in (base + first, base + first + size)]
-        return (ctypes.c_void_p * len(ranges))(*ranges)
-
     def launch(self, name: str, *arguments: Any) -> None:
-        super().launch(name, *arguments)
+        self._compiled.record_accesses(1)
+        try:
+            super().launch(name, *arguments)
+        finally:
+            self._compiled.record_accesses(0)
         first = ctypes.c_void_p()
-        count = self._library.take_accesses(ctypes.byref(first))
+        count = self._compiled.take_accesses(ctypes.byref(first))
         if first.value and count:
             memory = (ctypes.c_char * (count * ACCESS.itemsize)).from_address(first.value)
-            sites, ways = warp_ways(np.frombuffer(memory, ACCESS))
-            for site in np.unique(sites):
-                self._ways[name][int(site)] += ways[sites == site].tolist()
+            instructions, ways = warp_ways(np.frombuffer(memory, ACCESS))
+            for instruction in np.unique(instructions):
+                self._ways[name][int(instruction)] += ways[instructions == instruction].tolist()
 
     def conflicts(self, name: str) -> list[Conflicts]:
-        """The accesses of a kernel's launches so far, line by line; empty if it has no shared memory."""
-        sites = self._ways[name]
-        command = ["addr2line", "-a", "-i", "-e", str(self._path), *(hex(site - 1) for site in sites)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout if sites else ""
-        lines: dict[int, list[int]] = defaultdict(list)
-        # The innermost line of the kernels' own; what is inlined there may be of shim.h.
-        for places, ways in zip(re.split(r"^0x\w+$", output, flags=re.MULTILINE)[1:], sites.values(), strict=True):
-            lines[int(re.findall(r"kernels:(\d+)", places)[0])] += ways
-        text = self.source.splitlines()
+        """The accesses of a kernel's launches so far by instruction; empty if it has no shared memory."""
         return [
-            Conflicts(text[line - 1].strip(), len(ways), max(ways), sum(ways) / len(ways))
-            for line, ways in sorted(lines.items())
+            Conflicts(ctypes.string_at(instruction).decode(), len(ways), max(ways), sum(ways) / len(ways))
+            for instruction, ways in self._ways[name].items()
         ]
 
 
@@ -142,20 +88,20 @@ def run_kernels(device: BankDevice) -> BankDevice:
 
 
 def warp_ways(accesses: Array) -> tuple[Array, Array]:
-    """Return the place in the library of each access of a warp, and its ways, both (accesses of warps,).
+    """Return the instruction of each access of a warp, and its ways, both (accesses of warps,).
 
-    Lanes are together that are at a place for the same time of their own. If a lane leaves out a pass of a loop, it is
-    compared with the passes after that, so the inputs should give all lanes the same to do.
+    Lanes are together that are at an instruction for the same time of their own. If a lane leaves out a pass of a
+    loop, it is compared with later passes of the others, so the inputs should give all lanes the same to do.
     """
     warp = accesses["thread"].astype(np.int64) // WARP
-    for key in ("turn", "block", "site"):
+    for key in ("turn", "block", "instruction"):
         warp += np.unique(accesses[key], return_inverse=True)[1] * (warp.max() + 1)
     _, first, warp = np.unique(warp, return_index=True, return_inverse=True)
     ways = np.ones(len(first), np.int64)
-    for width in np.unique(accesses["bytes"]):
-        chosen = accesses["bytes"] == width
-        count_ways(warp[chosen], accesses["thread"][chosen] % WARP, accesses["at"][chosen], int(width), ways)
-    return accesses["site"][first], ways
+    for width in np.unique(accesses["size"]):
+        chosen = accesses["size"] == width
+        count_ways(warp[chosen], accesses["thread"][chosen] % WARP, accesses["address"][chosen], int(width), ways)
+    return accesses["instruction"][first], ways
 
 
 def count_ways(warp: Array, lanes: Array, addresses: Array, width: int, ways: Array) -> None:

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include <string>
+#include <unordered_map>
 
 #include "../shim.h"
 
@@ -63,6 +64,16 @@ Index current;
 bool launched;
 std::string planted;  // the kernel that lacks a barrier, and its number
 int planted_number, skipped;
+
+// Accesses to shared memory, for what is asked about them later (counts/banks.py). A thread's turn is how often it has been
+// at an instruction of the block: lanes of a warp whose turns are the same are there together.
+struct Access {
+  const char *instruction;
+  u32 block, thread, turn, size, address;
+};
+std::vector<Access> accesses;
+std::unordered_map<const char *, u32> turns[MOST_THREADS];
+bool recording;
 
 u32 self() {
   return shim::running - shim::fibers.data();
@@ -134,6 +145,19 @@ extern "C" void skip_barrier(const char *kernel, int number) {
   planted_number = number;
 }
 
+extern "C" void record_accesses(bool begin) {
+  recording = begin;
+}
+
+// The accesses since the last call.
+extern "C" size_t take_accesses(const Access **first) {
+  static std::vector<Access> taken;
+  taken.swap(accesses);
+  accesses.clear();
+  *first = taken.data();
+  return taken.size();
+}
+
 int run(void (*function)(void **), const char *name, u32 shared_bytes, bool dynamic, u32 most_threads, const unsigned *grid,
         const unsigned *block, void **values, int order) {
   limit = dynamic ? MOST_SHARED : shared_bytes;
@@ -153,6 +177,7 @@ Thread begin() {
     launched = false;
   }
   states[self()] = {first_epoch};
+  turns[self()].clear();
   auto three = [](Index index) { return Three{index.x, index.y, index.z}; };
   return {three(threadIdx), three(blockDim), three(blockIdx), three(gridDim), self() % shim::WARP};
 }
@@ -162,6 +187,8 @@ char *shared_at(u32 address, u32 size, bool write, const char *instruction) {
   if (address + size > limit || address + size < address)
     fault(instruction, "the address is outside of %u bytes of shared memory (it is %u)", limit, address);
   touch(address, size, write, instruction);
+  if (recording)
+    accesses.push_back({instruction, blockIdx.y * gridDim.x + blockIdx.x, self(), turns[self()][instruction]++, size, address});
   return memory + address;
 }
 
