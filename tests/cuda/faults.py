@@ -53,6 +53,11 @@ FAULTS = [
     Fault("shift[i % channels]", "shift[0]"),
     Fault("scale[i % channels]", "scale[0]"),
     # patches
+    Fault("if (k >= K) continue;", ""),
+    Fault("output = e / pitch", "output = e / (K * K * C)"),
+    Fault("(wide)n * height * width * pitch", "(wide)n * height * width * K * K * C"),
+    Fault("(wide)(i / S) * width + j / S) * pitch", "(wide)(i / S) * width + j / S) * K * K * C"),
+    Fault("(wide)n * row + i]", "(wide)n * size + i]", 0, "halves.cu"),
     Fault("output / width * S + k", "output / width + k"),
     Fault("output % width * S + m", "output % width * S + k"),
     Fault("x0 * C + c]", "x0 * C]"),

@@ -206,3 +206,33 @@ KERNEL probe(int *first, int *times, unsigned blocks, int images, int size) {
     values = np.concatenate([np.arange(256), np.arange(256 * (blocks - 1), 256 * blocks)])
     np.testing.assert_array_equal(first, np.where(values < size, values, -1))
     np.testing.assert_array_equal(times, values < size)
+
+
+def test_rows_of_patches_have_gaps_that_stay_as_they_are(device: EmulatedDevice) -> None:
+    N, H, W, C, K, pitch = 2, 4, 5, 3, 2, 16
+    height, width, taps = H - K + 1, W - K + 1, K * K * C
+    x = np.random.default_rng(0).integers(-9, 9, (N, H, W, C)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (K, K), (1, 2)).transpose(0, 1, 2, 4, 5, 3)
+    patches = windows.reshape(-1, taps)
+    lying, size = (np.int64(x[0].size), W * C), height * width * pitch
+    for name, dtype in (("", np.float32), ("_half", np.float16)):
+        columns, behind = guarded((N * height * width, pitch), dtype)
+        device.launch(f"im2col{name}", (1, N), (256, 1), scalars([x, *lying, columns, K, 1, C, width, pitch, N, size]))
+        np.testing.assert_array_equal(columns[:, :taps], patches)
+        assert (columns[:, taps:] == GUARD).all()
+        dx, behind_dx = guarded(x.shape, np.float32)
+        sizes = [K, 1, 0, C, W, height, width, pitch, N, H * W * C]
+        device.launch(f"col2im{name}", (1, N), (256, 1), scalars([columns, 0.5, dx, *lying, *sizes]))
+        expected = np.zeros(x.shape)
+        for k, m in np.ndindex(K, K):
+            expected[:, k : k + height, m : m + width] += 0.5 * windows[:, :, :, k, m]
+        np.testing.assert_array_equal(dx, expected)
+        assert all((rest == GUARD).all() for rest in (behind, behind_dx))
+
+
+def test_rows_of_halves_have_gaps_that_stay_as_they_are(device: EmulatedDevice) -> None:
+    x, (y, behind) = np.arange(15, dtype=np.float32).reshape(3, 5), guarded((3, 8), np.float16)
+    device.launch("halve", (1, 2), (256, 1), scalars([x, y, 8, 2.0, 3, 5]))
+    np.testing.assert_array_equal(y[:, :5], 2 * x)
+    assert (y[:, 5:] == GUARD).all()
+    assert (behind == GUARD).all()
