@@ -127,7 +127,10 @@ class Trainer:
             stored = f"they are stored in {choose_kernel_cache()}"
             self.say(f"compiled the kernels in {compile_seconds:.1f} s, before the first epoch; {stored}")
         if self.job.train.precision != self.environment["precision"]:
-            self.say(f"train.precision: {self.job.train.precision!r} needs a GPU; NumPy uses float32")
+            needed, found = "a GPU", "NumPy"
+            if self.backend.name == "cuda":
+                needed, found = "a GPU of compute capability 8.0 or newer", "this one"
+            self.say(f"train.precision: {self.job.train.precision!r} needs {needed}; {found} uses float32")
         if self.data.stream:
             message = f"images are read from {self.dataset.path} during training"
             if self.backend.name == "cuda":

@@ -192,6 +192,10 @@ def test_the_precision_is_the_jobs_on_a_gpu_and_float32_on_the_processor(librari
     run, other = (made(tmp_path / name, train__precision="tf32") for name in ("gpu", "cpu"))
     assert "train.precision" not in trained(run, libraries)
     assert run.environment()["precision"] == run.result()["precision"] == "tf32"
+    older = made(tmp_path / "older", train__precision="tf32", train__epochs=1)
+    needed = "train.precision: 'tf32' needs a GPU of compute capability 8.0 or newer; this one uses float32"
+    assert needed in trained(older, libraries, STANDIN_CAPABILITIES="75")
+    assert older.result()["precision"] == "float32"
     train(other, setup=on_numpy(other))
     assert other.result()["precision"] == "float32"
     assert "train.precision: 'tf32' needs a GPU; NumPy uses float32" in other.log_file.read_text()

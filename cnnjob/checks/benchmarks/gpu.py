@@ -37,6 +37,8 @@ def gpu_engines(work: Workload) -> dict[str, Engine]:
     by_row = {}
     for precision in PRECISIONS:
         device = CudaDevice(precision)
+        if device.precision != precision:  # the GPU does not have it
+            continue
         backends = {
             f"cnnjob {GENERAL}": nn.CudaBackend(device, fuses=False, captures=False),
             "cnnjob eager": nn.CudaBackend(device, captures=False),

@@ -14,6 +14,8 @@ from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
 from cnnjob.nn.tensors import Task
 
 KERNELS_FOLDER = Path(__file__).parent
+TF32_CAPABILITY = 80
+"""Lowest compute capability with TF32, as 10 × major + minor; older GPUs use float32 instead."""
 FIRST_SOURCE = "kernels.cu"
 """Source file that comes first, since it contains the definitions that the others use."""
 
@@ -36,11 +38,14 @@ class CudaDevice:
         # Non-blocking: it does not wait for the default stream, and unlike that stream it can be captured.
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
-        library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
-        blas = Blas(library, self._stream, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=precision != "float32")
-        self.gemm, self.wait, self.precision = blas.gemm, self._stream.synchronize, precision
         properties = self._runtime.getDeviceProperties(self._runtime.getDevice())
         self.name, self.capability = str(properties["name"].decode()), 10 * properties["major"] + properties["minor"]
+        has_tf32 = self.capability >= TF32_CAPABILITY
+        tf32 = has_tf32 and precision != "float32"
+        self.precision = "float32" if precision == "tf32" and not has_tf32 else precision
+        library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+        blas = Blas(library, self._stream, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=tf32)
+        self.gemm, self.wait = blas.gemm, self._stream.synchronize
         self.versions = {"cupy": cupy.__version__, "cuda": self._runtime.driverGetVersion(), "cublas": blas.version}
         self.versions["nvrtc"] = list(cupy.cuda.nvrtc.getVersion())
 
