@@ -254,6 +254,8 @@ def _increment(code: Code) -> str:
 
 def _branch(code: Code) -> str:
     (label,) = code.operands
+    if not re.fullmatch(r"[\w$]+", label):
+        raise ValueError(label)
     return f"goto {variable(label)};"
 
 

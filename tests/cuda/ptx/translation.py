@@ -10,7 +10,7 @@ STATIC_SHARED_BYTES = 48 << 10
 """More than this a kernel can have as dynamic shared memory alone."""
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)")
 PREDICATED = re.compile(r"@(!?)([%\w$]+)\s+(.*)")
-NOTES = (".pragma", ".loc", ".file")
+NOTES = (".pragma ", ".loc ", ".file ")
 
 
 def kernels(ptx: str) -> list[str]:
