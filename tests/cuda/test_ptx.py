@@ -184,8 +184,8 @@ def test_a_misaligned_access_is_found(
 
 def test_a_kernel_of_the_package_with_a_misaligned_array_is_found(compiled: ctypes.CDLL) -> None:
     device = EmulatedDevice(compiled)
-    with pytest.raises(RuntimeError, match=r"halve: ld\.global.*f32 %f\d+, .*: the address is not a multiple of 4"):
-        device.launch("halve", (1, 1), (256, 1), scalars([aligned(64, 1), aligned(32, 0), 1.0, 1, 16]))
+    with pytest.raises(RuntimeError, match=r"add_share: ld\.global.*f32 %f\d+, .*: the address is not a multiple of 4"):
+        device.launch("add_share", (1, 1), (256, 1), scalars([aligned(64, 1), aligned(64, 0), 1.0, 1, 1, 16]))
 
 
 FAULTY: list[tuple[str, list[Any], str]] = [
