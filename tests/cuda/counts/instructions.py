@@ -125,4 +125,7 @@ class Instructions(NamedTuple):
 
 def instructions_per_unit(code: MachineCode, work: Work) -> float:
     """What machine code says of the same, except of a listing's."""
-    return code.longest_path if work.per == PATH else code.main_loop.total() / max(1, code.main_loop[work.per])
+    if work.per == PATH:
+        return code.longest_path
+    loop = code.loop_with(work.per)
+    return loop.total() / max(1, loop[work.per])

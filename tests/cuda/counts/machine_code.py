@@ -49,18 +49,19 @@ class MachineCode:
     @cached_property
     def main_loop(self) -> Counter[str]:
         """Numbers of each opcode in the loop that does most: tensor-core products, or multiply-adds, or accesses to
-        memory; empty without a loop. Of loops within each other, it is the innermost that does any."""
-        for useful, share in (({"HMMA"}, 0), ({"FFMA"}, MULTIPLY_ADDS), ({"LDG", "STG"}, 0)):
-            loops = [(sum(body[opcode] for opcode in useful), first, last, body) for first, last, body in self._loops]
-            doing = [loop for loop in loops if loop[0] > share * loop[3].total()]
-            innermost = [
-                (count, body) for count, first, last, body in doing
-                if not any(first <= start and end <= last and (start, end) != (first, last)
-                           for _, start, end, _ in doing)
-            ]  # fmt: skip
-            if innermost:
-                return max(innermost, key=itemgetter(0))[1]
-        return Counter()
+        memory; empty without a loop."""
+        return self.loop_with("HMMA") or self.loop_with("FFMA", share=MULTIPLY_ADDS) or self.loop_with("LDG", "STG")
+
+    def loop_with(self, *opcodes: str, share: float = 0) -> Counter[str]:
+        """Numbers of each opcode in the loop that has most of some, and at least a share of them; of loops within each
+        other, in the innermost that has any."""
+        loops = [(sum(body[opcode] for opcode in opcodes), first, last, body) for first, last, body in self._loops]
+        having = [loop for loop in loops if loop[0] > share * loop[3].total()]
+        innermost = [
+            (count, body) for count, first, last, body in having
+            if not any(first <= start and end <= last and (start, end) != (first, last) for _, start, end, _ in having)
+        ]  # fmt: skip
+        return max(innermost, key=itemgetter(0), default=(0, Counter[str]()))[1]
 
     @property
     def tensor_share(self) -> float:

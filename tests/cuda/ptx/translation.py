@@ -36,7 +36,7 @@ def _kernel(module: Module, entry: Function) -> str:
     return (
         f"namespace of_{name} {{\n{parts}\n}}\n"
         f'extern "C" int emulate_{name}(const unsigned *grid, const unsigned *block, void **values, int order) '
-        f"{{ return run(of_{name}::{name}, {facts}, grid, block, values, order); }}\n"
+        f"{{ return run(of_{name}::kernel_{name}, {facts}, grid, block, values, order); }}\n"
         f'extern "C" int count_{name}() {{ return {len(entry.parameters)}; }}\n'
         f'extern "C" size_t size_{name}(int place) {{ size_t sizes[] = {{{sizes}}}; return sizes[place]; }}\n'
         f'extern "C" int barriers_{name}() {{ return {next(kernel.barriers) - 1}; }}\n'
@@ -45,7 +45,7 @@ def _kernel(module: Module, entry: Function) -> str:
 
 def _head(function: Function) -> str:
     if function.is_entry:
-        return f"static void {function.name}(void **values)"
+        return f"static void kernel_{function.name}(void **values)"  # a kernel may be named like a function of ptx.h
     names = [f"char *{variable(one.name)}" for one in (*function.results, *function.parameters)]
     return f"static void {function.name}({', '.join(['const Thread &thread', *names])})"
 
