@@ -134,10 +134,11 @@ class Chain:
         dx_of_shortcut, shortcut = body.gradient, x
         if projection := block.projection(shape):
             dx_of_shortcut = self.arena.take(x.gradient.shape, self.backend.dtype)
-            window = (slice(None), *block.window(shape))
+            window = slice(None), *block.window(shape)
             # Only the window is ever written: pixels outside it keep their initial gradient of 0.
             x_window, dx_window = x.value[window], dx_of_shortcut[window] if x.trainable else dx_of_shortcut
-            source = Tensor(x_window, x_window, dx_window, dx_window, window_of=x.value)
+            offset = window[1].start, window[2].start
+            source = Tensor(x_window, x_window, dx_window, dx_window, window_of=x.value, offset=offset)
             value = self.arena.take(y.value.shape, self.backend.dtype)
             target = Tensor(value, value, body.gradient, body.gradient)
             # The block's last index, which does not depend on the length of the body.

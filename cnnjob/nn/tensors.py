@@ -28,6 +28,8 @@ class Tensor:
     """``gradient`` including its border, which receives the gradient of the padding."""
     window_of: Array | None = None
     """The ``value`` of the tensor that this one is a window into, if any."""
+    offset: tuple[int, int] = (0, 0)
+    """Row and column of the window's first pixel."""
 
     @classmethod
     def take(cls, arena: Arena, shape: Shape, dtype: Any, *, border: int = 0, trainable: bool = True) -> "Tensor":

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 SHIM = Path(__file__).with_name("shim.h")
 ORDERS = {"forward": 0, "reversed": 1, "shuffled": 2}
 FAILURES = {1: "some threads missed a barrier", 2: "threads at different barriers"}
-KERNEL = re.compile(r"^(?:KERNEL|FUSED) (\w+)", re.MULTILINE)
+KERNEL = re.compile(r"^(?:KERNEL|FUSED|TILED\(.*?\)) (\w+)", re.MULTILINE)
 FLAGS = ("-std=c++17", "-w", "-fPIC", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 FAULT = 3
 """A failure that the library has a message for."""
@@ -94,6 +94,7 @@ class EmulatedDevice:
     name = "emulated"
     free_bytes = 1 << 30
     versions: ClassVar[dict[str, Any]] = {}
+    wide_stages = 3
 
     def __init__(
         self, source: str | ctypes.CDLL | None = None, order: str = "forward", precision: str = "float32"
@@ -156,7 +157,14 @@ class EmulatedDevice:
         else:
             self._recorded.append(launch)
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        arguments: Sequence[Any],
+        shared_bytes: int = 0,
+    ) -> None:
         self._do(partial(self._launch, name, grid, block, tuple(arguments)))
 
     def _launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
@@ -197,12 +205,14 @@ class EmulatedDevice:
 class FewBlocks(EmulatedDevice):
     """A device whose grids are small, so that a thread has several values to see to, and a block several images."""
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def launch(
+        self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any], shared_bytes: int = 0
+    ) -> None:
         if name.startswith("first_backward"):
             grid = min(2, grid[0]), grid[1]
         elif block == (256, 1) and name not in {"tally", "sgd", "adam", *MUON}:
             grid = 1, min(2, grid[1])
-        super().launch(name, grid, block, arguments)
+        super().launch(name, grid, block, arguments, shared_bytes)
 
 
 def _value(argument: Any) -> Any:

@@ -19,7 +19,7 @@
 #define __device__ static inline
 #define __shared__ static
 #define __restrict__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __threadfence()
 
 struct Index {
@@ -121,8 +121,10 @@ static Failure run_block(unsigned threads, Order order, std::mt19937 &random) {
   for (;;) {
     if (order == SHUFFLED) arrange(places, order, random);
     bool ran = false, left = false;
+    unsigned warp = 0;  // one warp runs for as long as it can: the others lag behind it as far as barriers let them
     for (unsigned t : places) {
-      if (fibers[t].over || fibers[t].barrier) continue;
+      if (fibers[t].over || fibers[t].barrier || (ran && t / WARP != warp)) continue;
+      warp = t / WARP;
       resume(fibers[t]);
       if (*fault) return FAULT;
       ran = true;
@@ -222,3 +224,117 @@ __device__ float half_value(unsigned short bits) {
 #define __fmul_rn(a, b) ((a) * (b))
 #define __syncthreads() shim::wait(__LINE__)
 #define __shfl_xor_sync(mask, value, other) shim::exchange(value, other, __LINE__)
+
+// ---- tensor cores, and copies that arrive later ---------------------------------------------------------------------
+
+struct Eight;
+#define DYNAMIC_SHARED(name) alignas(128) static Eight name[232448 / 16]
+
+__device__ unsigned half_pair(float low, float high) {
+  auto bits = [](float x) { return fabsf(x) < 65520 ? half_bits(x) : x != x ? 0x7fff : x < 0 ? 0xfc00 : 0x7c00; };
+  return bits(low) | (unsigned)bits(high) << 16;
+}
+
+namespace shim {
+
+struct Copy {
+  void *target;
+  const void *source;  // null: zeros arrive
+  int group;
+};
+
+// What a lane gives to the other lanes of its warp. There are two, used in turn: a lane may begin the next exchange
+// while another still reads this one, but no lane is two exchanges ahead.
+struct Given {
+  const void *row;
+  float a[8], b[4];
+};
+
+struct Lane {
+  Given given[2];
+  int exchanges = 0, groups = 0;
+  std::vector<Copy> copies;  // those that have not arrived
+};
+static Lane lanes[1024];
+
+static Lane &own_lane() { return lanes[running - fibers.data()]; }
+
+// Waits for the warp; returns its 32 lanes.
+static Lane *exchange_lanes() {
+  own_lane().exchanges++;
+  wait(-1000000);
+  return lanes + (running - fibers.data()) / WARP * WARP;
+}
+
+// Until a copy is awaited, its target holds NaNs; a barrier alone does not make it arrive.
+static void copy_later(void *target, const void *source) {
+  memset(target, 0xff, 16);
+  own_lane().copies.push_back({target, source, own_lane().groups});
+}
+
+static void await(int left) {
+  Lane &lane = own_lane();
+  size_t kept = 0;
+  for (Copy copy : lane.copies) {
+    if (copy.group >= lane.groups - left) lane.copies[kept++] = copy;
+    else if (copy.source) memcpy(copy.target, copy.source, 16);
+    else memset(copy.target, 0, 16);
+  }
+  lane.copies.resize(kept);
+}
+
+static float from_half(unsigned short bits) {
+  static const std::vector<float> values = [] {
+    std::vector<float> all(65536);
+    for (int b = 0; b < 65536; b++) all[b] = half_value(b);
+    return all;
+  }();
+  return values[bits];
+}
+
+static void load_matrices(unsigned *matrices, const void *row, bool transposed) {
+  int turn = own_lane().exchanges % 2, place = (running - fibers.data()) % WARP;
+  own_lane().given[turn].row = row;
+  Lane *warp = exchange_lanes();
+  for (int i = 0; i < 4; i++) {
+    unsigned short pair[2];
+    for (int e = 0; e < 2; e++) {
+      int r = transposed ? place % 4 * 2 + e : place / 4, c = transposed ? place / 4 : place % 4 * 2 + e;
+      memcpy(&pair[e], (const char *)warp[8 * i + r].given[turn].row + 2 * c, 2);
+    }
+    matrices[i] = pair[0] | (unsigned)pair[1] << 16;
+  }
+}
+
+// Each sum goes through the depth in order, in float32; those of a GPU are at least as exact.
+static void multiply_add(float *sums, const unsigned *a, const unsigned *b) {
+  int turn = own_lane().exchanges % 2, place = (running - fibers.data()) % WARP;
+  Given &given = own_lane().given[turn];
+  for (int e = 0; e < 8; e++) given.a[e] = from_half(a[e / 2] >> e % 2 * 16);
+  for (int e = 0; e < 4; e++) given.b[e] = from_half(b[e / 2] >> e % 2 * 16);
+  Lane *warp = exchange_lanes();
+  for (int k = 0; k < 16; k++) {
+    const Given &left = warp[place / 4 * 4 + k % 8 / 2].given[turn];
+    float upper = left.a[k / 8 * 4 + k % 2], lower = left.a[k / 8 * 4 + 2 + k % 2];
+    for (int e = 0; e < 2; e++) {
+      float right = warp[(place % 4 * 2 + e) * 4 + k % 8 / 2].given[turn].b[k / 8 * 2 + k % 2];
+      sums[e] += upper * right;
+      sums[2 + e] += lower * right;
+    }
+  }
+}
+
+}  // namespace shim
+
+template <bool IN_L1>
+__device__ void copy_chunk(Eight *shared, const void *global, bool exists) {
+  shim::copy_later(shared, exists ? global : nullptr);
+}
+__device__ void end_copy_group() { shim::own_lane().groups++; }
+template <int LEFT>
+__device__ void await_copies() { shim::await(LEFT); }
+template <bool TRANSPOSED>
+__device__ void load_matrices(unsigned *matrices, const Eight *row) {
+  shim::load_matrices(matrices, row, TRANSPOSED);
+}
+__device__ void multiply_add(float *sums, const unsigned *a, const unsigned *b) { shim::multiply_add(sums, a, b); }

@@ -275,6 +275,98 @@ for _kernel, _pool, _channels in FIRST_BLOCKS:  # more filters than lanes, more 
     WORKS[f"first block {_kernel}, {_pool}, {_channels}"] = Work(_blocks, _shape, count=3, learning_rate=0.01)
 
 
+@dataclass(frozen=True)
+class TiledWork:
+    """A work whose convolutions are computed in tiles of halves."""
+
+    work: Work
+    is_smooth: bool = True
+    """No rounding decides a maximum or the side of a kink."""
+    has_others: bool = False
+    """It has a convolution that is computed otherwise, too."""
+
+
+def smooth(filters: int, **others: Any) -> nn.Conv:
+    """A normalised convolution with an activation that has no kink."""
+    return normed(filters, activation="gelu", **others)
+
+
+ORDER = ("pool", "norm", "activation")
+TILED = {
+    "with biases": TiledWork(Work([nn.Conv(filters=8), nn.Conv(filters=16)], (6, 5, 3)), is_smooth=False),
+    "linear": TiledWork(Work([nn.Conv(filters=8, activation="none"), nn.Conv(filters=16, activation="none")])),
+    "biases, no kink": TiledWork(
+        Work(
+            [nn.Conv(filters=24, kernel=2, pad=0, activation="gelu"), nn.Conv(filters=16, activation="silu")], (8, 8, 3)
+        )
+    ),
+    "normalised": TiledWork(Work([smooth(8), smooth(16, scale=False), smooth(8)], (8, 7, 3))),
+    "pooled": TiledWork(
+        Work(
+            [smooth(8, pool=2, order=ORDER), smooth(24, pool=2, order=ORDER), nn.Conv(filters=8, pool=2)], (21, 19, 3)
+        ),
+        is_smooth=False,
+    ),
+    "pooled later": TiledWork(Work([smooth(8, pool=2), smooth(16)], (6, 6, 3)), is_smooth=False),
+    "wide": TiledWork(Work([smooth(136), smooth(128), smooth(72)], (4, 5, 1))),
+    "wide, pooled": TiledWork(
+        Work([smooth(136, pool=2, order=ORDER), nn.Conv(filters=128)], (9, 8, 3)), is_smooth=False
+    ),
+    "many pixels": TiledWork(Work([smooth(8), smooth(16)], (24, 24, 1), count=3)),
+    "kernels of 5, 4 and 1": TiledWork(
+        Work([smooth(8, kernel=5, pad=2), smooth(16, kernel=4, pad=1), smooth(8, kernel=1, pad=0)], (9, 8, 3))
+    ),
+    "residual": TiledWork(
+        Work([smooth(8), nn.Residual((smooth(8), smooth(8)), activation="none"), smooth(16)], (6, 6, 3))
+    ),
+    "residual, ReLU": TiledWork(
+        Work([normed(8), nn.Residual((normed(8), normed(8, activation="none"))), normed(16)], (6, 6, 3)),
+        is_smooth=False,
+    ),
+    "residual without normalisation": TiledWork(
+        Work(
+            [
+                nn.Conv(filters=8, activation="gelu"),
+                nn.Residual((nn.Conv(filters=8, activation="silu"), nn.Conv(filters=8, activation="gelu")), "none"),
+                nn.Residual((nn.Conv(filters=8, activation="none"),), "none"),
+            ],
+            (6, 5, 3),
+        )
+    ),
+    "two residuals": TiledWork(
+        Work(
+            [smooth(8), *[nn.Residual((smooth(8), smooth(8)), activation="none")] * 2, nn.GlobalPool("mean")], (6, 6, 3)
+        )
+    ),
+    "projection": TiledWork(
+        Work([smooth(8), nn.Residual((smooth(16), smooth(16)), activation="none"), smooth(8)], (6, 6, 3))
+    ),
+    "projection, strided": TiledWork(
+        Work([smooth(8), nn.Residual((smooth(16, pad=0), smooth(16, kernel=1, pad=0, stride=2)), "none")], (9, 9, 3))
+    ),
+    "projection of others": TiledWork(
+        Work([smooth(8), nn.Residual((smooth(16, stride=2), smooth(16)), "none"), smooth(8)], (7, 7, 3)),
+        has_others=True,
+    ),
+    "residual of a batch": TiledWork(
+        Work([nn.Residual((smooth(8), smooth(8)), activation="none"), smooth(8)], (6, 6, 3)), has_others=True
+    ),
+    "frozen": TiledWork(
+        Work([smooth(8, frozen=True), smooth(8, frozen=True), nn.Conv(filters=8, frozen=True, activation="gelu")])
+    ),
+    "fully frozen": TiledWork(Work([smooth(8, fully_frozen=True), smooth(8)], (6, 5, 3))),
+    "among others": TiledWork(
+        Work([smooth(8), nn.Dropout(0.3), smooth(8), smooth(5), smooth(16), nn.Dropout(0.1)], (6, 5, 3)),
+        has_others=True,
+    ),
+    "residual with dropout": TiledWork(
+        Work([smooth(8), nn.Residual((nn.Dropout(0.2), smooth(8)), activation="none"), smooth(8)], (6, 5, 3))
+    ),
+    "views": TiledWork(Work([smooth(8), smooth(16)], (8, 8, 3), views="flip_translate")),
+}
+"""Networks of convolutions in halves."""
+
+
 @cache
 def reference(name: str) -> dict[str, Array]:
     return WORKS[name].result(nn.NumPyBackend(nn.Workers(1), np.float64))

@@ -125,7 +125,7 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
 
 class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
-        assert options == ("-std=c++17",)
+        assert options == ("-std=c++17", f"-DWIDE_STAGES={Runtime.wide_stages()}")
         self._device = EmulatedDevice(code)
         self._compiled = False
 
@@ -135,14 +135,20 @@ class RawModule:
             self._compiled = True
 
         def kernel(
-            grid: tuple[int, int], block: tuple[int, int], arguments: tuple[Any, ...], stream: "Stream | None" = None
+            grid: tuple[int, int],
+            block: tuple[int, int],
+            arguments: tuple[Any, ...],
+            shared_mem: int = 0,
+            stream: "Stream | None" = None,
         ) -> None:
+            assert shared_mem <= kernel.max_dynamic_shared_size_bytes <= Runtime.shared_bytes  # type: ignore[attr-defined]
             on = stream.ptr if stream else Stream.used
             streams = {value.stream for value in arguments if isinstance(value, ndarray)}
             assert streams <= {on}, f"{name} on stream {on} reads and writes memory that is cleared on {streams}"
             values = [value._values if isinstance(value, ndarray) else value for value in arguments]
             Recording.do(partial(self._device.launch, name, grid, block, values), on)
 
+        kernel.max_dynamic_shared_size_bytes = 49152  # type: ignore[attr-defined]
         return kernel
 
 
@@ -215,6 +221,16 @@ class Runtime:
     def getDeviceProperties(self, number: int) -> dict[str, Any]:  # noqa: N802
         major, minor = divmod(CAPABILITIES[number], 10)
         return {"name": f"Stand-in GPU{f' {number}' if number else ''}".encode(), "major": major, "minor": minor}
+
+    shared_bytes = 232_448
+
+    def deviceGetAttribute(self, attribute: int, number: int) -> int:  # noqa: N802
+        assert (attribute, number) == (97, 0)
+        return self.shared_bytes
+
+    @staticmethod
+    def wide_stages() -> int:
+        return 3 if CAPABILITIES[0] >= 80 else 0
 
     def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
         return int(os.environ.get("STANDIN_FREE", str(Memory.size - Memory.used))), Memory.size

@@ -15,7 +15,7 @@ from cnnjob.nn.cuda.graphs import EAGER_RUNS, MAX_QUEUED_STEPS, MAX_RECORDINGS, 
 from cnnjob.nn.plan import empty_step_inputs
 from cnnjob.nn.tensors import Tensor
 from tests.cuda.emulation import KERNEL, ORDERS, EmulatedDevice, kernels, needs_compiler
-from tests.cuda.shop import WORKS, Array, Work, reference, require_close
+from tests.cuda.shop import TILED, WORKS, Array, Work, reference, require_close
 
 pytestmark = needs_compiler
 
@@ -46,6 +46,8 @@ def test_every_kernel_is_run() -> None:
             WORKS[name].result(CudaBackend(device, FEW_COLUMN_BYTES, fuses=fuses))
     halves = EmulatedDevice(precision="float16")
     WORKS["two convolutions"].result(CudaBackend(halves))
+    for name in ("pooled", "wide", "wide, pooled"):
+        TILED[name].work.result(CudaBackend(halves))
     assert device.launched | halves.launched == set(KERNEL.findall(kernels()))
 
 

@@ -18,7 +18,9 @@ from cnnjob.nn.cuda.activations import accumulate, activate, residual_add
 from cnnjob.nn.cuda.batches import gather
 from cnnjob.nn.cuda.conv import COLUMN_BYTES, conv
 from cnnjob.nn.cuda.deferred import (
+    DeferredAccumulation,
     DeferredBatch,
+    DeferredJoin,
     DeferredLoss,
     DeferredOperation,
     DeferredPart,
@@ -30,6 +32,7 @@ from cnnjob.nn.cuda.fused import fuse
 from cnnjob.nn.cuda.graphs import Captured
 from cnnjob.nn.cuda.norm import norm
 from cnnjob.nn.cuda.pooling import pool
+from cnnjob.nn.cuda.tiled.plan import TiledPlan
 from cnnjob.nn.cuda.updates import update
 from cnnjob.nn.operations import Activate, Norm, Operation
 from cnnjob.nn.optimisers import Optimiser, Segment
@@ -164,11 +167,12 @@ class CudaBackend:
     ) -> ForwardBackward:
         """Plan the end of a residual block."""
         plan_alone = partial(residual_add, self.device, body, shortcut, y, activation)
-        return DeferredPart((body, shortcut), plan_alone).tasks
+        return DeferredJoin((body, shortcut), plan_alone, y, activation).tasks
 
     def accumulate(self, arena: Arena, source: Array, target: Array) -> Task:  # noqa: ARG002 - the interface has it
         """Plan the task that adds one gradient to another."""
-        return accumulate(self.device, source, target)
+        task = accumulate(self.device, source, target)
+        return DeferredAccumulation((), lambda: ForwardBackward(task, task), target).tasks.forward
 
     def loss(
         self, arena: Arena, inputs: StepInputs, logits: Tensor, label_smoothing: float, *, mixes: bool = False
@@ -208,8 +212,15 @@ class CudaBackend:
         """Plan the deferred parts to which the tasks belong, and return one task that runs all tasks in order."""
         tasks = list(tasks)
         # Only now are all parts of a step known, and with them the neighbours that can share a kernel.
-        planned = fuse(self.device, arena, parts_of(tasks)) if self._fuses else {}
-        run = in_order(resolve_tasks(tasks, planned))
+        parts = parts_of(tasks)
+        planned: dict[DeferredPart, ForwardBackward] = {}
+        prologue: list[Task] = []
+        if self.device.precision == "float16" and self.device.wide_stages:
+            tiled = TiledPlan(self.device, arena, parts, inputs)
+            planned, prologue = tiled.tasks(parts), tiled.prologue
+        if self._fuses:
+            planned |= fuse(self.device, arena, [part for part in parts if part not in planned])
+        run = in_order([*prologue, *resolve_tasks(tasks, planned)])
         if not self._captures:
             return run
         return Captured(self.device, run, lambda: (inputs.images, inputs.order, inputs.probabilities))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cnnjob.nn.arena import Array
+from cnnjob.nn.blocks import Activation
 from cnnjob.nn.operations import Operation
 from cnnjob.nn.pixels import PixelNormalisation
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
@@ -53,6 +54,21 @@ class DeferredOperation(DeferredPart):
     """The operation's parameters by short name."""
     gradients: dict[str, Array]
     """Gradients of the trainable parameters; empty for evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredJoin(DeferredPart):
+    """The end of a residual block, y = activation(body + shortcut); its ``reads`` contains the two."""
+
+    y: Tensor
+    activation: Activation
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredAccumulation(DeferredPart):
+    """The addition of one gradient to another; its only task is the forward one."""
+
+    target: Array
 
 
 @dataclass(frozen=True, eq=False)

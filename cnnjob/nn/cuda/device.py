@@ -14,15 +14,18 @@ from cnnjob.nn.cuda.blas import WORKSPACE_BYTES, Blas, address
 from cnnjob.nn.tensors import Task
 
 KERNELS_FOLDER = Path(__file__).parent
-TF32_CAPABILITY = 80
-"""Lowest compute capability with TF32, as 10 × major + minor; older GPUs use float32 instead."""
+AMPERE, WIDE_TILE_BYTES = 80, 3 * 49152 + 1024
+"""Lowest compute capability with TF32 and tiles (see ``tensor_cores.cu``), as 10 × major + minor; older GPUs compute in
+float32 or multiply patches. Then the shared memory that the largest tile needs."""
+SHARED_BYTES_ATTRIBUTE = 97
+"""CUDA's ``cudaDevAttrMaxSharedMemoryPerBlockOptin``: the shared memory that a thread block may have."""
 FIRST_SOURCE = "kernels.cu"
 """Source file that comes first, since it contains the definitions that the others use."""
 
 
 def kernel_source(folder: Path = KERNELS_FOLDER) -> str:
     """Return the CUDA C source of all kernels, from several files that are compiled as one module."""
-    files = sorted(folder.glob("*.cu"), key=lambda path: (path.name != FIRST_SOURCE, path.name))
+    files = sorted(folder.rglob("*.cu"), key=lambda path: (path.name != FIRST_SOURCE, path.name))
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
@@ -37,13 +40,16 @@ class CudaDevice:
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
         # Non-blocking: it does not wait for the default stream, and unlike that stream it can be captured.
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._kernel = cache(cupy.RawModule(code=kernel_source(), options=("-std=c++17",)).get_function)
-        properties = self._runtime.getDeviceProperties(self._runtime.getDevice())
+        number = self._runtime.getDevice()
+        properties = self._runtime.getDeviceProperties(number)
         self.name, self.capability = str(properties["name"].decode()), 10 * properties["major"] + properties["minor"]
-        has_tf32 = self.capability >= TF32_CAPABILITY
-        tf32 = has_tf32 and precision != "float32"
-        self.precision = "float32" if precision == "tf32" and not has_tf32 else precision
-        library = CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+        is_ampere = self.capability >= AMPERE
+        has_much = self._runtime.deviceGetAttribute(SHARED_BYTES_ATTRIBUTE, number) >= WIDE_TILE_BYTES
+        self.wide_stages = (3 if has_much else 2) if is_ampere else 0
+        options = "-std=c++17", f"-DWIDE_STAGES={self.wide_stages}"
+        self._kernel = cache(cupy.RawModule(code=kernel_source(), options=options).get_function)
+        self.precision = "float32" if precision == "tf32" and not is_ampere else precision
+        library, tf32 = CDLL(load_nvidia_dynamic_lib("cublas").abs_path), is_ampere and precision != "float32"
         blas = Blas(library, self._stream, self.zeros((WORKSPACE_BYTES,), np.uint8), tf32=tf32)
         self.gemm, self.wait = blas.gemm, self._stream.synchronize
         self.versions = {"cupy": cupy.__version__, "cuda": self._runtime.driverGetVersion(), "cublas": blas.version}
@@ -76,9 +82,19 @@ class CudaDevice:
         copied.record(self._stream)
         return copied.synchronize  # type: ignore[no-any-return]
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[object]) -> None:
-        """Launch a kernel on arrays and NumPy scalars."""
-        self._kernel(name)(grid, block, tuple(arguments), stream=self._stream)
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        arguments: Sequence[object],
+        shared_bytes: int = 0,
+    ) -> None:
+        """Launch a kernel on arrays and NumPy scalars, with the given size of its dynamic shared memory."""
+        kernel = self._kernel(name)
+        if shared_bytes > kernel.max_dynamic_shared_size_bytes:  # noqa: PLR1730 - setting it is a call of the driver
+            kernel.max_dynamic_shared_size_bytes = shared_bytes
+        kernel(grid, block, tuple(arguments), shared_mem=shared_bytes, stream=self._stream)
 
     def capture(self, run: Task) -> Task:
         """Record the kernels and GEMMs of a task without running them, and return a task that replays them."""

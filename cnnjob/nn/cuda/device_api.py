@@ -37,6 +37,13 @@ class Device(Protocol):
         """
 
     @property
+    def wide_stages(self) -> int:
+        """Return the number of stages of a wide tile (see ``tensor_cores.cu``) for which the GPU has shared memory.
+
+        It is 3 or 2, or 0 if the GPU cannot compute tiles.
+        """
+
+    @property
     def versions(self) -> dict[str, Any]:
         """Return the versions of the libraries that affect the bits of the results."""
 
@@ -65,8 +72,15 @@ class Device(Protocol):
     def wait(self) -> None:
         """Wait until all launched work is complete."""
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
-        """Launch a kernel on arrays and NumPy scalars."""
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        arguments: Sequence[Any],
+        shared_bytes: int = 0,
+    ) -> None:
+        """Launch a kernel on arrays and NumPy scalars, with the given size of its dynamic shared memory."""
 
     def gemm(
         self,
@@ -87,6 +101,8 @@ class Device(Protocol):
 
 class ShapeOnlyDevice:
     """A device without memory, used only to count the bytes that a plan needs; it cannot run anything."""
+
+    wide_stages = 3
 
     def __init__(self, precision: str = "float32") -> None:
         """Store the precision for which memory is counted."""

@@ -157,9 +157,9 @@ class Head:
         The kernel processes each image in one thread block, which limits the size of the head.
         """
         loss = next((part for part in parts if isinstance(part, DeferredLoss)), None)
-        if not loss or loss.mixes or len(parts) < 3:  # noqa: PLR2004 - batch, classifier, loss
+        if not loss or loss.mixes or (end := parts.index(loss)) < 2:  # noqa: PLR2004 - batch, classifier, loss
             return None
-        before, classifier = parts[-3:-1]
+        before, classifier = parts[end - 2 : end]
         if not (_is_dense(classifier, "none") and classifier.y is loss.reads[0]):
             return None
         values, classes = prod(classifier.x.value.shape[1:]), classifier.y.value.shape[1]

@@ -37,22 +37,22 @@ KERNEL moments(const float *x, float *means, float *squares, wide rows, int C, w
   }
 }
 
-// Mean and 1 / sqrt(variance + eps) of a batch from its parts; updates the running statistics. Block 32 x LANES.
+// Mean and 1 / sqrt(variance + eps) of a batch from its parts; updates the running statistics. Block: channels x lanes.
 KERNEL batch_statistics(const float *means, const float *squares, wide rows, wide part, int parts, int C,
                         float *running_mean, float *running_variance, float momentum, float eps, float *mean,
                         float *inverse) {
-  __shared__ Moments lanes[LANES][32];
-  int c = blockIdx.x * 32 + threadIdx.x;
+  __shared__ Moments lanes[1024];
+  int c = blockIdx.x * blockDim.x + threadIdx.x, at = threadIdx.y * blockDim.x + threadIdx.x;
   Moments own = {0, 0, 0};
   if (c < C)
-    for (int p = threadIdx.y; p < parts; p += LANES) {
-      wide left = rows - p * part, at = (wide)p * C + c;
-      own = together(own, {(float)(left < part ? left : part), means[at], squares[at]});
+    for (int p = threadIdx.y; p < parts; p += blockDim.y) {
+      wide left = rows - p * part, from = (wide)p * C + c;
+      own = together(own, {(float)(left < part ? left : part), means[from], squares[from]});
     }
-  lanes[threadIdx.y][threadIdx.x] = own;
+  lanes[at] = own;
   __syncthreads();
   if (threadIdx.y == 0 && c < C) {
-    for (int lane = 1; lane < LANES; lane++) own = together(own, lanes[lane][threadIdx.x]);
+    for (unsigned lane = 1; lane < blockDim.y; lane++) own = together(own, lanes[lane * blockDim.x + threadIdx.x]);
     mean[c] = own.mean;
     inverse[c] = 1 / sqrtf(own.squares / rows + eps);
     running_mean[c] = (1 - momentum) * running_mean[c] + momentum * own.mean;
@@ -121,19 +121,21 @@ KERNEL slope_sums(const float *x, const float *mean, const float *inverse, const
   }
 }
 
-// Gradients of shift and scale: these sums over all parts. blockIdx.y selects one of the two. Block 32 x LANES.
-KERNEL sum_parts(const float *sums, const float *products, float *of_sums, float *of_products, int parts, int C) {
-  __shared__ float lanes[LANES][32];
+// Gradients of shift and scale: factor times these sums over all parts. blockIdx.y selects one of the two. Block:
+// channels x lanes.
+KERNEL sum_parts(const float *sums, const float *products, float *of_sums, float *of_products, int parts, int C,
+                 float factor) {
+  __shared__ float lanes[1024];
   const float *values = blockIdx.y ? products : sums;
-  int c = blockIdx.x * 32 + threadIdx.x;
+  int c = blockIdx.x * blockDim.x + threadIdx.x, at = threadIdx.y * blockDim.x + threadIdx.x;
   float sum = 0;
   if (c < C)
-    for (int p = threadIdx.y; p < parts; p += LANES) sum += values[(wide)p * C + c];
-  lanes[threadIdx.y][threadIdx.x] = sum;
+    for (int p = threadIdx.y; p < parts; p += blockDim.y) sum += values[(wide)p * C + c];
+  lanes[at] = sum;
   __syncthreads();
   if (threadIdx.y == 0 && c < C) {
-    for (int lane = 1; lane < LANES; lane++) sum += lanes[lane][threadIdx.x];
-    (blockIdx.y ? of_products : of_sums)[c] = sum;
+    for (unsigned lane = 1; lane < blockDim.y; lane++) sum += lanes[lane * blockDim.x + threadIdx.x];
+    (blockIdx.y ? of_products : of_sums)[c] = factor * sum;
   }
 }
 

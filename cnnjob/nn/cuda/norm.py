@@ -84,7 +84,7 @@ def norm(device: Device, arena: Arena, block: Norm, x: Tensor, y: Tensor, w: Arr
     ]
     backward = [
         plan_sums("slope_sums", parts, *source, kind, *sums, rows, H, W, C, part_rows),
-        plan_sums("sum_parts", 2, *sums, *gradients, parts, C),
+        plan_sums("sum_parts", 2, *sums, *gradients, parts, C, 1.0),
         each(device, "normalise_back", N, H * W * C, *source, length, kind, *gradients, x.gradient, rows, C),
     ]
     return ForwardBackward(in_order(forward), in_order(backward))

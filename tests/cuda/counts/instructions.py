@@ -36,6 +36,11 @@ class Work(NamedTuple):
 
 VALUES = "images * size"
 
+CONV_WARPS = "-(-images * outputs // {rows}) * -(-F // {tile}) * {tile} // 16"
+"""Warps of a convolution with tiles of so many rows and columns."""
+L1_MISSES = 0.15
+"""Share of the first factor's chunks that the L1 cache lacks: each pixel once, and those around a tile."""
+
 WORK = {
     # kernels.cu
     "zero_from": Work(VALUES, 35),
@@ -81,11 +86,11 @@ WORK = {
     "muon_step": Work("2 * updates.size", 4, "LDG"),
     # norm.cu
     "moments": Work("x.size", 23.5, "LDG"),
-    "batch_statistics": Work("2 * means.size", 28, "LDG"),
+    "batch_statistics": Work("54 * means.size", 1, LISTING),
     "running_statistics": Work("C", 44),
     "normalise": Work(VALUES, 168),
     "slope_sums": Work("2 * x.size", 43, "LDG"),
-    "sum_parts": Work("2 * sums.size", 4.8, "LDG"),
+    "sum_parts": Work("2 * sums.size", 12, "LDG"),
     "normalise_back": Work(VALUES, 219),
     # pooling.cu
     "max_pool": Work(f"(132 + 64 * P * P) * {VALUES}", 1, LISTING),
@@ -95,6 +100,44 @@ WORK = {
     "global_max": Work("x.size", 37, "LDG"),
     "global_max_back": Work(VALUES, 125),
     "add_share": Work(VALUES, 52),
+    # tiled_conv.cu: 128 products of a warp for 64 rows, 64 columns and a depth of 64
+    "pack_weights": Work("taps * C * F / 2", 142),
+    **{
+        f"conv_{kind}_{tile}": Work(
+            f"{CONV_WARPS.format(rows=256 // pool**2, tile=tile)} * -(-K * K * C // 64) * 128",
+            each,
+            TENSOR,
+            f"{CONV_WARPS.format(rows=256 // pool**2, tile=tile)} * ({before} + {16 // pool**2} * {row})",
+            f"2 * images * outputs * {pool**2} * -(-F // {tile}) * K * K * C * {L1_MISSES}",
+        )
+        for kind, pool, tile, each, before, row in (
+            ("1", 1, 64, 3.17, 640, 260),
+            ("1", 1, 128, 2.38, 640, 260),
+            ("2", 2, 64, 3.17, 1340, 260),
+            ("2", 2, 128, 2.38, 1340, 260),
+            ("back", 1, 64, 3.17, 740, 560),
+            ("back", 1, 128, 2.38, 740, 560),
+        )
+    },
+    **{
+        f"weight_sums_{tile}": Work(
+            f"{tiles} * -(-images * outputs // 64) * 128",
+            each,
+            TENSOR,
+            f"{tiles} * len(sums) * {rest}",
+            f"2 * images * outputs * (-(-F // {tile}) * K * K * C + -(-K * K * C // {rows}) * F)",
+        )
+        for tile, rows, each, rest in ((64, 128, 3.27, 870), (128, 256, 2.46, 810))
+        for tiles in (f"-(-K * K * C // {rows}) * -(-F // {tile}) * {rows * tile // 4096}",)
+    },
+    "add_weight_sums": Work("sums.size / 4", 8, "LDG"),
+    # tiled_norm.cu, eight values a thread
+    "to_halves": Work(VALUES, 154),
+    "to_floats": Work(VALUES, 175),
+    "normalise_halves": Work("size", 388),
+    "finish_gradient": Work("rows * C / 8", 806),
+    "norm_pool_back_1": Work("size", 677),
+    "norm_pool_back_2": Work("size", 890),
     # updates.cu
     "sgd": Work(f"5 * {PIECES}", 4.8, "LDG"),
     "adam": Work(f"6 * {PIECES}", 10.2, "LDG"),

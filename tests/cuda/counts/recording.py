@@ -30,6 +30,7 @@ class Launch:
     grid: tuple[int, int]
     block: tuple[int, int]
     arguments: dict[str, Any]
+    shared_bytes: int = 0
 
     def __repr__(self) -> str:
         return f"{self.name} {self.grid} {self.block}"  # its arrays have no memory that could be printed
@@ -41,6 +42,7 @@ class RecordingDevice:
     name = "recording"
     free_bytes = 1 << 40
     versions: ClassVar[dict[str, Any]] = {}
+    wide_stages = 3
 
     def __init__(self, precision: str) -> None:
         self.precision = precision
@@ -64,9 +66,16 @@ class RecordingDevice:
     def capture(self, run: Task) -> Task:
         return run
 
-    def launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        block: tuple[int, int],
+        arguments: Sequence[Any],
+        shared_bytes: int = 0,
+    ) -> None:
         named = dict(zip(parameters()[name], arguments, strict=True))
-        self.launches.append(Launch(name, grid, block, named))
+        self.launches.append(Launch(name, grid, block, named, shared_bytes))
 
     def gemm(self, a: Array, b: Array, out: Array, **settings: Any) -> None:
         self.launches.append(Launch(GEMM, (1, 1), (1, 1), {"a": a, "b": b, "out": out, **settings}))

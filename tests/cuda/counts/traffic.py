@@ -144,6 +144,27 @@ TRAFFIC = {
     ),
     "add_squares": Traffic("values", "sums"),
     "clip": Traffic("gradients sums", "gradients"),
+    # tiled_conv.cu, tiled_norm.cu; an array may be absent
+    "pack_weights": Traffic("weights", "ahead[taps * C * F] back[taps * C * F]"),
+    **{
+        f"conv_{kind}_{tile}": Traffic(
+            f"x weights sources addend joined before {CHANNELS}",
+            "y winner first second",
+            f"images * outputs * F * K * K * C * {pool**2}",
+        )
+        for kind, pool in (("1", 1), ("2", 2), ("back", 1))
+        for tile in (64, 128)
+    },
+    **{
+        f"weight_sums_{tile}": Traffic("x dz sources", "sums", "images * outputs * F * K * K * C") for tile in (64, 128)
+    },
+    "add_weight_sums": Traffic("sums position", "gradient losses[0]"),
+    "to_halves": Traffic("x", "y"),
+    "to_floats": Traffic("x", "y"),
+    "normalise_halves": Traffic(f"x addend {CHANNELS}", "y"),
+    "finish_gradient": Traffic(f"floats addend joined before {CHANNELS}", "y first second"),
+    "norm_pool_back_1": Traffic(f"x dy winner {CHANNELS} dshift dscale", "dz"),
+    "norm_pool_back_2": Traffic(f"x dy winner {CHANNELS} dshift dscale", "dz"),
     # cuBLAS
     GEMM: Traffic("a b out[out.size * (beta != 0)]", "out", "out.size * a.size // len(out)"),
 }
@@ -178,8 +199,12 @@ def declared_arrays(arrays: str) -> dict[str, str]:
 
 
 def count_values(launch: Launch, arrays: str) -> dict[str, int]:
-    """The number of values of each declared array in a launch."""
-    return {name: evaluate(launch, formula) for name, formula in declared_arrays(arrays).items()}
+    """The number of values of each declared array in a launch; that of an absent array is 0."""
+    declared = declared_arrays(arrays).items()
+    return {
+        name: evaluate(launch, formula) if isinstance(launch.arguments[name], np.ndarray) else 0
+        for name, formula in declared
+    }
 
 
 def _count_bytes(launch: Launch, arrays: str) -> dict[str, int]:

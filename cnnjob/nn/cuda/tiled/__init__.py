@@ -1,0 +1,1 @@
+"""Convolutions in halves as products of tiles on tensor cores."""
