@@ -1,9 +1,12 @@
 """NVRTC by ctypes, from its wheel alone: compiles for GPUs on a machine that has none."""
 
 import ctypes
+import hashlib
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 OPTIONS = b"-std=c++17", b"-ftz=true", b"--device-as-default-execution-space"
@@ -37,6 +40,20 @@ def ptx(source: str, architecture: str) -> str:
 
 
 def _compiled(source: str, architecture: str, what: str) -> bytes:
+    """What NVRTC makes of a source; compiled once, also for other processes."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _call("Version", ctypes.byref(major), ctypes.byref(minor))
+    given = source, architecture, what, str(OPTIONS), f"{major.value}.{minor.value}"
+    digest = hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
+    found = Path(gettempdir()) / f"cnnjob-nvrtc-{digest}"
+    if not found.exists():
+        mine = found.with_suffix(f".{os.getpid()}")
+        mine.write_bytes(_compile(source, architecture, what))
+        mine.rename(found)
+    return found.read_bytes()
+
+
+def _compile(source: str, architecture: str, what: str) -> bytes:
     nvrtc = library()
     assert nvrtc
     program = ctypes.c_void_p()

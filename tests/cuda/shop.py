@@ -364,6 +364,16 @@ TILED = {
     ),
     "views": TiledWork(Work([smooth(8), smooth(16)], (8, 8, 3), views="flip_translate")),
 }
+
+OF_ONE_PIXEL = {
+    name: Work(
+        [smooth(filters), smooth(filters, kernel=1, pad=0), smooth(filters, pool=2, kernel=1, pad=0, order=ORDER)],
+        (6, 6, 3),
+        count=2,
+    )
+    for name, filters in (("narrow", 64), ("wide", 128))
+}
+"""Quick ones with every kernel for tiles: the depth of all products but the first is a single step or two."""
 """Networks of convolutions in halves."""
 
 

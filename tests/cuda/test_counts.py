@@ -14,7 +14,7 @@ from tests.cuda.counts.instructions import WORK, Instructions
 from tests.cuda.counts.recording import GEMM, Launch, parameters, record, shipped_jobs
 from tests.cuda.counts.traffic import TRAFFIC, Counts, count_values, declared_arrays
 from tests.cuda.emulation import EmulatedDevice, needs_compiler
-from tests.cuda.shop import TILED, WORKS, Array
+from tests.cuda.shop import OF_ONE_PIXEL, TILED, WORKS, Array
 
 LIMITS = {
     "cifar10": (80, 45, 0.74),
@@ -47,7 +47,7 @@ def test_a_step_needs_few_kernels_and_moves_little(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "step", "epoch"),
     [
-        ("cifar10-fast", (), 23e-3, 1.1),
+        ("cifar10-fast", (), 2.95e-3, 0.142),
         ("mnist-baseline", (), 44e-6, 42.5e-3),
         ("cifar10-baseline", ("train.precision=tf32",), 51e-6, 21.5e-3),
     ],
@@ -60,6 +60,12 @@ def test_a_step_and_an_epoch_are_short_in_the_model(
     assert h200.step_seconds(job.training, job.precision) <= step
     assert h200.epoch_seconds(job) <= epoch
     assert h200.training_seconds(job) > job.epochs * h200.epoch_seconds(job)
+
+
+def test_without_the_instructions_of_sm_80_a_step_is_that_of_matrices_of_patches() -> None:
+    job = record("cifar10-fast", wide_stages=0)
+    assert len(job.training) == 815
+    assert 16e-3 < h200.step_seconds(job.training, job.precision) < 24e-3
 
 
 def test_the_model_has_the_bounds_of_its_constants() -> None:
@@ -201,6 +207,6 @@ def test_the_kernels_read_and_write_what_is_declared() -> None:
     for name, fuses in CHECKED.items():
         WORKS[name].result(CudaBackend(devices[0], fuses=fuses, captures=False))
     WORKS["residual"].result(CudaBackend(devices[1], fuses=False, captures=False))
-    for name in ("pooled", "residual", "wide", "wide, pooled"):
-        TILED[name].work.result(CudaBackend(devices[1], captures=False), 1)
+    for work in (TILED["residual"].work, *OF_ONE_PIXEL.values()):
+        work.result(CudaBackend(devices[1], captures=False), 1)
     assert devices[0].checked | devices[1].checked == parameters().keys()

@@ -1,6 +1,6 @@
 """Counts of what a GPU has to do in a step of a job, taken from the plans of the CUDA engine; no GPU is needed.
 
-    python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--machine-code] [--banks]
+    python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--sm-75] [--machine-code] [--banks]
 
 Without a job: the totals of all jobs that cnnjob comes with. With jobs: every kernel's. Times are modelled for an H200
 (h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel. With
@@ -33,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("jobs", nargs="*", metavar="JOB", help="print every kernel of these jobs")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the jobs")
+    parser.add_argument("--sm-75", action="store_true", help="plan as for a GPU without the instructions of sm_80")
     parser.add_argument("--machine-code", action="store_true", help="compile the kernels and print what they need")
     parser.add_argument("--banks", action="store_true", help="print the conflicts of shared-memory banks")
     arguments = parser.parse_args()
@@ -42,17 +43,17 @@ def main() -> None:
         print_banks()
     if not arguments.machine_code and not arguments.banks:
         try:
-            print_counts(arguments.jobs, arguments.set)
+            print_counts(arguments.jobs, arguments.set, 0 if arguments.sm_75 else 3)
         except CnnjobError as error:
             raise SystemExit(f"error: {error}") from None
 
 
-def print_counts(jobs: Sequence[str], settings: Sequence[str]) -> None:
+def print_counts(jobs: Sequence[str], settings: Sequence[str], wide_stages: int) -> None:
     """Print the counts of the named jobs by kernel, or the totals of all shipped jobs."""
     columns = f"{'launches':>8} {'GFLOP':>8} {'MB read':>8} {'MB written':>10} {'modelled ms':>11}"
     print(f"{'job':16} {'precision':9} {'batch':>5} {'step':10} {columns}  epoch and training, modelled")
     for name in jobs or shipped_jobs():
-        job = record(name, *settings)
+        job = record(name, *settings, wide_stages=wide_stages)
 
         def seconds(launches: Sequence[Launch], precision: str = job.precision) -> float:
             return h200.step_seconds(launches, precision)

@@ -17,7 +17,7 @@ from cnnjob.nn.cuda.device_api import WARP
 from cnnjob.nn.cuda.fused import FIRST_BLOCKS
 from tests.cuda.emulation import Array, EmulatedDevice, kernels
 from tests.cuda.ptx.library import library
-from tests.cuda.shop import WORKS, Work
+from tests.cuda.shop import OF_ONE_PIXEL, WORKS, Work
 
 ARCHITECTURE = "compute_90"
 BANKS, WORD, MAX_WORDS = 32, 4, 1 << 16
@@ -83,6 +83,9 @@ def run_kernels(device: BankDevice) -> BankDevice:
         # With so large a bias, every window has a gradient: all lanes do the same.
         conv = nn.Conv(filters=32, kernel=kernel, pool=pool, pad=kernel // 2, bias_init=9.0)
         work = Work([conv, nn.Dense(units=8)], (8, WIDTHS[channels], channels), count=1, optimiser=nn.Sgd())
+        work.result(CudaBackend(device, captures=False), steps=1)
+    device.precision = "float16"
+    for work in OF_ONE_PIXEL.values():
         work.result(CudaBackend(device, captures=False), steps=1)
     return device
 

@@ -42,10 +42,9 @@ class RecordingDevice:
     name = "recording"
     free_bytes = 1 << 40
     versions: ClassVar[dict[str, Any]] = {}
-    wide_stages = 3
 
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
+    def __init__(self, precision: str, wide_stages: int = 3) -> None:
+        self.precision, self.wide_stages = precision, wide_stages
         self.launches: list[Launch] = []
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -107,11 +106,17 @@ def shipped_jobs() -> list[str]:
 
 
 @cache
-def record(name: str, *settings: str) -> RecordedJob:
-    """Record a job's training step and evaluation step; settings are as in ``cnnjob train --set``."""
+def record(name: str, *settings: str, wide_stages: int = 3) -> RecordedJob:
+    """Record a job's training step and evaluation step.
+
+    Args:
+        name: the job.
+        settings: as in ``cnnjob train --set``.
+        wide_stages: stages of wide tiles for which the GPU has shared memory; 0 if it has no instructions of sm_80.
+    """
     job = Job.load(name, list(settings))
     dataset = next(entry for entry in KNOWN if entry.name == job.dataset).described(Path("not-prepared.h5"))
-    setup, device = TrainingSetup.build(job, dataset), RecordingDevice(job.train.precision)
+    setup, device = TrainingSetup.build(job, dataset), RecordingDevice(job.train.precision, wide_stages)
     backend, network, train = nn.CudaBackend(device, captures=False), setup.network, job.train
     optimiser, pixels = build_optimiser(train), nn.PixelNormalisation.unit(dataset.image_shape[-1])
     state, n_images = nn.State(network, optimiser, backend), dataset.shapes["train"][0]
