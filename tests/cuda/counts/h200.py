@@ -1,4 +1,7 @@
-"""A model of an NVIDIA H200 (SXM): milliseconds of a step from counts alone. Nothing here was measured on a GPU."""
+"""A model of an NVIDIA H200 (SXM): milliseconds of a step from counts alone. Nothing here was measured on a GPU.
+
+Constants without a source are estimates; none is fitted to a measured time.
+"""
 
 from collections.abc import Iterable
 from itertools import product
@@ -10,15 +13,16 @@ from tests.cuda.counts.recording import GEMM, Launch, RecordedJob
 from tests.cuda.counts.traffic import Counts, evaluate
 
 SMS, SUBCORES, CLOCK = 132, 4, 1.70e9
-"""Multiprocessors, their parts that issue one warp instruction per clock, and Hz under load (at most 1.98e9)."""
+"""Multiprocessors, their parts that issue one warp instruction per clock (NVIDIA's H100 white paper, 2022), and Hz
+under load (at most 1.98e9)."""
 HBM, L2 = 4.0e12, 5.5e12
-"""Bytes per second of device memory (4.8e12 by NVIDIA's data sheet, 4.3e12 by a copy) and of the L2 cache (published
-microbenchmarks of H100)."""
+"""Bytes per second of device memory, 5/6 of the 4.8e12 in NVIDIA's data sheet, and of the L2 cache (5.5 to 6e12 on an
+H100: Chips and Cheese, "Nvidia's H100: funny L2, and tons of bandwidth", 2023)."""
 CACHED = 25e6
 """A launch that moves fewer bytes finds them in the L2 cache, whose nearer half has 25 MB."""
 FLOPS = {("float32", "float32"): 256, ("float32", "tf32"): 2048, ("float16", "float16"): 4096}
-"""Operations per clock and multiprocessor of products by the type of their factors and the precision (NVIDIA H100
-white paper, table 2)."""
+"""Operations per clock and multiprocessor of products by the type of their factors and the precision (NVIDIA's
+H100 white paper, 2022)."""
 GEMM_SHARE = 0.75
 """Of a bound that cuBLAS reaches."""
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64))
@@ -26,18 +30,18 @@ TILES = ((256, 128), (128, 128), (128, 64), (64, 64))
 SPLITS = (1, 2, 4, 8, 16, 32)
 """Into how many parts it may split the depth."""
 GAP = 1.3e-6
-"""Seconds between two kernels of a CUDA graph (NVIDIA, "Constant-time launch for straight-line CUDA graphs", 2024)."""
+"""Seconds between two kernels of a CUDA graph."""
 RAMP = 2500 / CLOCK
 """Seconds until a block has its first values from memory, and from its last results to its end."""
 ISSUE = 0.9
 """Share of clocks in which a busy subcore issues an instruction."""
 PRODUCT = 6.4
-"""Clocks of a subcore for an ``mma.sync`` of 16 x 8 x 16 halves, or 16 x 8 x 8 floats in TF32: 62 % of what ``wgmma``
-reaches (published microbenchmarks of H100)."""
+"""Clocks of a subcore for an ``mma.sync`` of 16 x 8 x 16 halves, or 16 x 8 x 8 floats in TF32: 62 % of the peak, which
+only ``wgmma`` reaches (Luo et al., "Benchmarking and dissecting the Nvidia Hopper GPU architecture", 2024)."""
 OWN_SHARE = 0.75
 """Of the bound of tensor cores that kernels of our own reach."""
 STEP = 4
-"""Clocks from an instruction to the next that needs its result, in a warp that is alone on its subcore."""
+"""Clocks from an instruction to the next that needs its result, in a warp that is alone on its subcore (Luo et al.)."""
 RESIDENT = 2048
 """Threads of a multiprocessor."""
 
