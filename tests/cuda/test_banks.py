@@ -19,8 +19,8 @@ pytestmark = [
 ]
 
 TENSOR_KERNELS = [name for name, work in WORK.items() if work.per == TENSOR]
-AFTERWARDS = {"conv_": 8, "finish_gradient": 8}
-"""Ways of conflicts outside the main loop, where a block stores its sums once."""
+OUTSIDE = {"conv_": 8, "finish_gradient": 8}
+"""Ways of conflicts outside the main loop: where a block looks up its pixels, and where it stores its sums."""
 
 
 def test_main_loops_have_no_bank_conflicts() -> None:
@@ -33,7 +33,7 @@ def test_main_loops_have_no_bank_conflicts() -> None:
         assert not name.startswith("first_") or sum(access.accesses for access in accesses) > 100, name
         for access in accesses:
             in_main_loop = access.instruction.startswith(("ldmatrix", "cp.async"))
-            most = next((ways for kernel, ways in AFTERWARDS.items() if name.startswith(kernel)), 1)
+            most = next((ways for kernel, ways in OUTSIDE.items() if name.startswith(kernel)), 1)
             assert access.ways <= (1 if in_main_loop else most), f"{name}: {access}"
     for name in TENSOR_KERNELS:
         instructions = " ".join(access.instruction for access in found[name])

@@ -94,9 +94,11 @@ def test_every_kernel_has_its_instructions() -> None:
 
 
 def test_the_command_prints_the_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["", "mnist-baseline"])
-    runpy.run_module("tests.cuda.counts", run_name="__main__")
+    for arguments in (["cifar10-fast", "--sm-75"], ["mnist-baseline", "--set", "train.batch_size=64"]):
+        monkeypatch.setattr("sys.argv", ["", *arguments])
+        runpy.run_module("tests.cuda.counts", run_name="__main__")
     printed = capsys.readouterr().out
+    assert "im2col_half" in printed
     assert "first_forward_3_2_1" in printed
     assert f"{Counts.of(record('mnist-baseline').training).flops / 1e9:.2f}" in printed
 

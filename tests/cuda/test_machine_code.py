@@ -1,5 +1,7 @@
 """The kernels' machine code, compiled by NVRTC and read by CUDA's own tools: registers, spills, instructions."""
 
+import runpy
+
 import pytest
 
 from tests.cuda.counts.instructions import LISTING, TENSOR, WORK, instructions_per_unit
@@ -33,6 +35,17 @@ def test_the_model_counts_the_instructions_of_the_machine_code() -> None:
         if work.per != LISTING:
             assert instructions_per_unit(codes[name], work) == pytest.approx(work.each, rel=0.1), f"{name}: {work.per}"
         assert bool(codes[name].main_loop["HMMA"]) == (work.per == TENSOR), name
+
+
+def test_the_command_prints_what_kernels_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["", "--machine-code"])
+    runpy.run_module("tests.cuda.counts", run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {row[0] for row in rows} == WORK.keys()
+    registers = {(row[0], row[1]): int(row[2]) for row in rows}
+    assert registers["sgd", "sm_90"] == machine_codes("sm_90")["sgd"].registers
 
 
 SPILLING = """
