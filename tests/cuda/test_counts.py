@@ -9,7 +9,7 @@ import pytest
 
 from cnnjob.nn.arena import shape_only_array
 from cnnjob.nn.cuda.backend import CudaBackend
-from tests.cuda.counts import h200
+from tests.cuda.counts.h200 import FAST, H200, SLOW, SMS, SUBCORES
 from tests.cuda.counts.instructions import WORK, Instructions
 from tests.cuda.counts.recording import GEMM, Launch, parameters, record, shipped_jobs
 from tests.cuda.counts.traffic import TRAFFIC, Counts, count_values, declared_arrays
@@ -57,33 +57,35 @@ def test_a_step_and_an_epoch_are_short_in_the_model(
 ) -> None:
     """Seconds, modelled for an H200; not measured on one."""
     job = record(name, *settings)
-    assert h200.step_seconds(job.training, job.precision) <= step
-    assert h200.epoch_seconds(job) <= epoch
-    assert h200.training_seconds(job) > job.epochs * h200.epoch_seconds(job)
+    assert H200.step_seconds(job.training, job.precision) <= step
+    assert H200.epoch_seconds(job) <= epoch
+    assert H200.training_seconds(job) > job.epochs * H200.epoch_seconds(job)
 
 
 def test_without_the_instructions_of_sm_80_a_step_is_that_of_matrices_of_patches() -> None:
     job = record("cifar10-fast", wide_stages=0)
     assert len(job.training) == 815
-    assert 16e-3 < h200.step_seconds(job.training, job.precision) < 24e-3
+    assert 16e-3 < H200.step_seconds(job.training, job.precision) < 24e-3
+    fast, slow = (gpu.step_seconds(job.training, job.precision) for gpu in (FAST, SLOW))
+    assert fast < H200.step_seconds(job.training, job.precision) < slow
 
 
 def test_the_model_has_the_bounds_of_its_constants() -> None:
     values, halves = (shape_only_array((1 << 28,), dtype) for dtype in (np.float32, np.float16))
     sums = shape_only_array((128,), np.float64)
     squares = dict(zip(parameters()["add_squares"], (values, sums, np.int64(values.size)), strict=True))
-    seconds = h200.kernel_seconds(Launch("add_squares", (1 << 20, 1), (256, 1), squares), "float32")
-    assert seconds == pytest.approx(h200.RAMP + (values.nbytes + sums.nbytes) / h200.HBM)
+    seconds = H200.kernel_seconds(Launch("add_squares", (1 << 20, 1), (256, 1), squares), "float32")
+    assert seconds == pytest.approx(H200.ramp / H200.clock + (values.nbytes + sums.nbytes) / H200.hbm)
     conversion = dict(
         zip(parameters()["halve"], (values, halves, *map(np.int32, (1 << 28, 1, 1, 1 << 28))), strict=True)
     )
-    seconds = h200.kernel_seconds(Launch("halve", (1 << 20, 1), (256, 1), conversion), "float32")
+    seconds = H200.kernel_seconds(Launch("halve", (1 << 20, 1), (256, 1), conversion), "float32")
     issued = WORK["halve"].each * (1 << 28) / 32
-    assert seconds == pytest.approx(h200.RAMP + issued / (h200.SMS * h200.SUBCORES * h200.CLOCK * h200.ISSUE))
+    assert seconds == pytest.approx(H200.ramp / H200.clock + issued / (SMS * SUBCORES * H200.clock * H200.issue))
     factors = [shape_only_array((8192, 8192), np.float16) for _ in range(3)]
     product = Launch(GEMM, (1, 1), (1, 1), dict(zip(("a", "b", "out"), factors, strict=True)) | {"beta": 0})
-    peak = 4096 * h200.SMS * h200.CLOCK
-    assert 0.5 < 2 * 8192**3 / h200.kernel_seconds(product, "float16") / peak < h200.GEMM_SHARE
+    peak = 4096 * SMS * H200.clock
+    assert 0.5 < 2 * 8192**3 / H200.kernel_seconds(product, "float16") / peak < H200.gemm_share
 
 
 def test_every_kernel_has_its_instructions() -> None:

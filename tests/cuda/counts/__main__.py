@@ -3,8 +3,9 @@
     python -m tests.cuda.counts [JOB ...] [--set KEY=VALUE ...] [--sm-75] [--machine-code] [--banks]
 
 Without a job: the totals of all jobs that cnnjob comes with. With jobs: every kernel's. Times are modelled for an H200
-(h200.py), not measured. With --machine-code: registers, spills and instructions of every kernel. With
---banks: how often lanes wait for each other in shared memory, by the addresses in the kernels' PTX, run on the CPU.
+(h200.py), also with all constants at their likely best and worst; they are not measured. With --machine-code:
+registers, spills and instructions of every kernel. With --banks: how often lanes wait for each other in shared memory,
+by the addresses in the kernels' PTX, run on the CPU.
 """
 
 # ruff: noqa: T201 - it is a command
@@ -15,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from cnnjob.errors import CnnjobError
 from tests.cuda import nvrtc
-from tests.cuda.counts import h200
 from tests.cuda.counts.banks import BankDevice, run_kernels
+from tests.cuda.counts.h200 import FAST, H200, SLOW, Gpu
 from tests.cuda.counts.instructions import LISTING, PATH, TENSOR, WORK, instructions_per_unit
 from tests.cuda.counts.machine_code import machine_codes, missing_tools
 from tests.cuda.counts.recording import Launch, parameters, record, shipped_jobs
@@ -51,17 +52,19 @@ def main() -> None:
 def print_counts(jobs: Sequence[str], settings: Sequence[str], wide_stages: int) -> None:
     """Print the counts of the named jobs by kernel, or the totals of all shipped jobs."""
     columns = f"{'launches':>8} {'GFLOP':>8} {'MB read':>8} {'MB written':>10} {'modelled ms':>11}"
-    print(f"{'job':16} {'precision':9} {'batch':>5} {'step':10} {columns}  epoch and training, modelled")
+    print(f"{'job':16} {'precision':9} {'batch':>5} {'step':10} {columns} {'from':>7} {'to':>7}  epoch, training")
     for name in jobs or shipped_jobs():
         job = record(name, *settings, wide_stages=wide_stages)
 
-        def seconds(launches: Sequence[Launch], precision: str = job.precision) -> float:
-            return h200.step_seconds(launches, precision)
+        def seconds(launches: Sequence[Launch], gpu: Gpu = H200, precision: str = job.precision) -> float:
+            return gpu.step_seconds(launches, precision)
 
         for kind, launches in (("training", job.training), ("evaluation", job.evaluation)):
-            whole = f"{1e3 * h200.epoch_seconds(job):,.1f} ms, {h200.training_seconds(job):,.2f} s"
-            row = f"{name:16} {job.precision:9} {job.batch_size:5} {kind:10} {_columns(launches, seconds)}"
-            print(f"{row}  {whole}" if kind == "training" else row)
+            limits = " ".join(f"{1e3 * seconds(launches, gpu):7.3f}" for gpu in (FAST, SLOW))
+            times = [f"{gpu.training_seconds(job):,.2f}" for gpu in (H200, FAST, SLOW)]
+            whole = f"  {1e3 * H200.epoch_seconds(job):,.1f} ms, {times[0]} s ({times[1]} to {times[2]})"
+            row = f"{name:16} {job.precision:9} {job.batch_size:5} {kind:10} {_columns(launches, seconds)} {limits}"
+            print(row + whole * (kind == "training"))
             if jobs:
                 _print_kernels(launches, seconds)
 
