@@ -22,7 +22,7 @@ LIMITS = {
     "cifar10-baseline": (8, 6, 0.051),
     "cifar10-course": (17, 6, 0.21),
     "cifar10-fast": (74, 98, 2.96),
-    "cifar10-muon": (151, 98, 5.5),
+    "cifar10-muon": (88, 98, 5.5),
     "cifar10-resnet": (86, 47, 3.6),
     "cifar10-small": (304, 223, 4.3),
     "cifar100-resnet": (86, 47, 4.0),

@@ -36,10 +36,55 @@ KERNEL muon_normalise(float *updates, const double *sums, const wide *places, co
   for (int i = threadIdx.x; i < counts[piece]; i += blockDim.x) updates[places[piece] + i] *= inverse;
 }
 
-// factor = a I + b gram + factor, all (side, side)
-KERNEL muon_factor(float *factor, const float *gram, float a, float b, int side) {
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < side * side; i += gridDim.x * blockDim.x)
-    factor[i] += b * gram[i] + (i / side == i % side ? a : 0);
+// A tile of 64 x 64 values of a product: where the matrices begin, the row and column of the tile, the sizes of the
+// product, and the distances between values of each matrix.
+struct Tile {
+  wide a, b, out, row, column, rows, columns, depth, a_row, a_step, b_step, b_column, out_row, out_column;
+};
+
+#define STEP 16
+#define PITCH 66  // columns of shared memory, for which neither the stores nor the loads have bank conflicts
+
+// out = alpha a b + beta c + gamma I for the products of many matrices, each block a tile. c has the layout of `out`.
+// Block 256: thread t has rows 2 (t / 16) + {0, 1, 32, 33}, and columns 2 (t % 16) + the same.
+KERNEL muon_product(const float *a, const float *b, const float *c, float *out, const Tile *tiles, float alpha,
+                    float beta, float gamma) {
+  __shared__ float left[STEP][PITCH], right[STEP][PITCH];
+  Tile tile = tiles[blockIdx.x];
+  int t = threadIdx.x, down = t / 16 * 2, across = t % 16 * 2;
+  float sums[4][4] = {};
+  for (int first = 0; first < tile.depth; first += STEP) {
+    for (int e = t; e < 64 * STEP; e += 256) {
+      // Neighbouring threads read neighbouring values.
+      int i = tile.a_step == 1 ? e / STEP : e % 64, k = tile.a_step == 1 ? e % STEP : e / 64;
+      bool exists = tile.row + i < tile.rows && first + k < tile.depth;
+      left[k][i] = exists ? a[tile.a + (tile.row + i) * tile.a_row + (first + k) * tile.a_step] : 0;
+      int j = tile.b_step == 1 ? e / STEP : e % 64, m = tile.b_step == 1 ? e % STEP : e / 64;
+      exists = tile.column + j < tile.columns && first + m < tile.depth;
+      right[m][j] = exists ? b[tile.b + (first + m) * tile.b_step + (tile.column + j) * tile.b_column] : 0;
+    }
+    __syncthreads();
+    for (int k = 0; k < STEP; k++) {
+      Pair rows[2] = {*(Pair *)&left[k][down], *(Pair *)&left[k][down + 32]};
+      Pair columns[2] = {*(Pair *)&right[k][across], *(Pair *)&right[k][across + 32]};
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+          sums[i][j] = fmaf(rows[i / 2].values[i % 2], columns[j / 2].values[j % 2], sums[i][j]);
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      wide row = tile.row + down + i / 2 * 32 + i % 2, column = tile.column + across + j / 2 * 32 + j % 2;
+      if (row >= tile.rows || column >= tile.columns) continue;
+      wide at = tile.out + row * tile.out_row + column * tile.out_column;
+      float value = alpha * sums[i][j] + (row == column ? gamma : 0);
+      out[at] = beta ? fmaf(beta, c[at], value) : value;
+    }
 }
 
 // sums = the squares of each piece of the weights

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import prod, sqrt
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.blocks import Shape
-from cnnjob.nn.cuda.device_api import MAX_BLOCKS, MAX_PARTIAL_SUMS, THREADS, Device, gemm, in_order, scalars
+from cnnjob.nn.cuda.device_api import MAX_BLOCKS, MAX_PARTIAL_SUMS, THREADS, Device, in_order, scalars
 from cnnjob.nn.optimisers import (
     CLIP_EPS,
     NEWTON_SCHULZ,
@@ -25,6 +25,8 @@ from cnnjob.nn.tensors import StepInputs, Task
 
 BLOCK_ELEMENTS = 1024
 """Number of elements that each thread block updates."""
+TILE_SIDE = 64
+"""Rows and columns of Muon's products that each thread block computes."""
 
 
 def update(
@@ -103,7 +105,7 @@ def _plan_muon(
     buffers: tuple[Array, Array, dict[str, Array]],
     inputs: StepInputs,
 ) -> Task:
-    """Plan Muon's update of layers' weights: all matrices in each kernel, one matrix in each product."""
+    """Plan Muon's update of layers' weights, with all matrices in each kernel."""
     weights, gradients, slots = buffers
     pieces, offsets = _cut(segments), [0, *accumulate(prod(segment.shape) for segment in segments)]
     owners = [segments.index(segment) for segment, _ in pieces]
@@ -126,15 +128,14 @@ def _plan_muon(
             [optimiser.scale(segment.shape) for segment in segments],
         )
     )
-    sums, largest = arena.take((len(pieces),), np.float64), max(min(segment.shape) for segment in segments) ** 2
-    sizes = offsets[-1], offsets[-1], largest, largest
-    x, y, gram, factor = arena.scratch(0, *(((size,), weights.dtype) for size in sizes))
+    sums = arena.take((len(pieces),), np.float64)
+    x, y = arena.scratch(0, *[((offsets[-1],), weights.dtype)] * 2)
 
     def launch(name: str, *arguments: Any) -> Task:
         return partial(device.launch, name, (len(pieces), 1), (THREADS, 1), scalars(arguments))
 
     shapes = [segment.shape for segment in segments]
-    update, iterations = _plan_newton_schulz(device, shapes, (x, y, gram, factor), optimiser.ns_steps)
+    update, iterations = _plan_newton_schulz(device, arena, shapes, x, y, optimiser.ns_steps)
     tasks = [
         launch(
             "muon_momentum",
@@ -151,28 +152,51 @@ def _plan_muon(
 
 
 def _plan_newton_schulz(
-    device: Device, shapes: Sequence[Shape], scratch: tuple[Array, ...], ns_steps: int
+    device: Device, arena: Arena, shapes: Sequence[Shape], x: Array, y: Array, ns_steps: int
 ) -> tuple[Array, list[Task]]:
-    """Plan the Newton–Schulz iterations of matrices that follow each other in the first scratch array.
+    """Plan the Newton–Schulz iterations of matrices that follow each other in x; y is scratch of the same size.
+
+    Each kernel computes one product of every matrix X: A = XXᵀ, F = aI + bA + cA², and FX. A tall matrix takes the
+    place of its transpose.
 
     Returns:
-        The scratch array with the result, and the tasks.
+        The one of x and y with the result, and the tasks.
     """
-    (a, b, c), tasks = NEWTON_SCHULZ, list[Task]()
-    x, y, gram, factor = scratch
+    (a, b, c), sides = NEWTON_SCHULZ, [min(shape) for shape in shapes]
+    gram, factor = (arena.take((sum(side**2 for side in sides),), x.dtype) for _ in range(2))
+    places, squares = ([0, *accumulate(sizes)] for sizes in (map(prod, shapes), (side**2 for side in sides)))
+    tables: list[list[Array]] = [[], [], []]
+    for (rows, columns), side, place, square in zip(shapes, sides, places, squares, strict=False):
+        # Distances from row to row and from column to column of X, of its transpose, and of a square matrix.
+        matrix, length, small = ((columns, 1) if rows <= columns else (1, columns)), max(rows, columns), (side, 1)
+        transposed = matrix[::-1]
+        tables[0].append(_tiles((place, place, square), (side, side, length), (matrix, transposed, small)))
+        tables[1].append(_tiles((square, square, square), (side, side, side), (small, small, small)))
+        tables[2].append(_tiles((square, place, place), (side, length, side), (small, matrix, matrix)))
+    grams, factors, products = (arena.constant(np.concatenate(table)) for table in tables)
+
+    def multiply(left: Array, right: Array, out: Array, tiles: Array, *scales: float) -> Task:
+        arguments = scalars([left, right, left, out, tiles, *scales])
+        return partial(device.launch, "muon_product", (len(tiles), 1), (THREADS, 1), arguments)
+
+    tasks: list[Task] = []
     for _ in range(ns_steps):
-        offset = 0
-        for shape in shapes:
-            side, is_wide, part = min(shape), shape[0] <= shape[1], slice(offset, offset + prod(shape))
-            source, target = x[part].reshape(shape), y[part].reshape(shape)
-            A, B = (flat[: side**2].reshape(side, side) for flat in (gram, factor))
-            grid = min(-(-(side**2) // THREADS), MAX_BLOCKS), 1
-            tasks += [
-                gemm(device, source, source, A, (not is_wide, is_wide)),  # A = XXᵀ, or XᵀX, which is smaller
-                gemm(device, A, A, B, alpha=c),
-                partial(device.launch, "muon_factor", grid, (THREADS, 1), scalars([B, A, a, b, side])),
-                gemm(device, B, source, target) if is_wide else gemm(device, source, B, target),
-            ]
-            offset = part.stop
+        tasks += [
+            multiply(x, x, gram, grams, 1.0, 0.0, 0.0),
+            multiply(gram, gram, factor, factors, c, b, a),
+            multiply(factor, x, y, products, 1.0, 0.0, 0.0),
+        ]
         x, y = y, x
     return x, tasks
+
+
+def _tiles(places: tuple[int, ...], sizes: tuple[int, ...], strides: tuple[tuple[int, int], ...]) -> Array:
+    """Return the tiles of a product for ``muon_product``, int64 (tiles, 14).
+
+    Args:
+        places: index of the first value of both factors and of the product.
+        sizes: rows, columns and depth of the product.
+        strides: distances from row to row and from column to column of both factors and of the product.
+    """
+    corners = [(row, column) for row in range(0, sizes[0], TILE_SIDE) for column in range(0, sizes[1], TILE_SIDE)]
+    return np.array([[*places, *corner, *sizes, *chain.from_iterable(strides)] for corner in corners], np.int64)

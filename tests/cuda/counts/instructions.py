@@ -81,7 +81,7 @@ WORK = {
     # muon.cu
     "muon_momentum": Work("2 * updates.size", 5.6, "LDG"),
     "muon_normalise": Work("updates.size", 4, "LDG"),
-    "muon_factor": Work("2 * side * side", 14, "LDG"),
+    "muon_product": Work(TRAFFIC["muon_product"].products, 1.33, "FFMA"),
     "muon_squares": Work("weights.size", 11, "LDG"),
     "muon_step": Work("2 * updates.size", 4, "LDG"),
     # norm.cu

@@ -46,12 +46,14 @@ class RecordingDevice:
     def __init__(self, precision: str, wide_stages: int = 3) -> None:
         self.precision, self.wide_stages = precision, wide_stages
         self.launches: list[Launch] = []
+        self._constants: dict[int, Array] = {}
+        """What was copied to the device, by its address there."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return shape_only_array(shape, dtype)
 
     def copy(self, source: Array, target: Array) -> None:
-        pass
+        self._constants[target.ctypes.data] = source
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return shape_only_array(shape, dtype)
@@ -74,6 +76,8 @@ class RecordingDevice:
         shared_bytes: int = 0,
     ) -> None:
         named = dict(zip(parameters()[name], arguments, strict=True))
+        if isinstance(tiles := named.get("tiles"), np.ndarray):
+            named["tiles"] = self._constants[tiles.ctypes.data]  # their sizes are counted
         self.launches.append(Launch(name, grid, block, named, shared_bytes))
 
     def gemm(self, a: Array, b: Array, out: Array, **settings: Any) -> None:

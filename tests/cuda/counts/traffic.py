@@ -103,7 +103,11 @@ TRAFFIC = {
         "gradients[updates.size] velocity[updates.size] starts places counts", "velocity[updates.size] updates sums"
     ),
     "muon_normalise": Traffic("updates sums places counts owners firsts", "updates"),
-    "muon_factor": Traffic("factor gram[side * side]", "factor[side * side]"),
+    "muon_product": Traffic(
+        "a b c[c.size * (beta != 0)] tiles",
+        "out",
+        "sum(minimum(64, tiles[:, 5:7] - tiles[:, 3:5]).prod(1) * tiles[:, 7])",
+    ),
     "muon_squares": Traffic(f"weights[{PIECES}] starts counts", "sums"),
     "muon_step": Traffic(
         "weights[updates.size] updates sums[sums.size * normalise] starts places counts owners firsts norms factors"
@@ -217,4 +221,4 @@ def evaluate(launch: Launch, formula: str) -> int:
         name: value.item() if isinstance(value, np.generic) else value  # Python's numbers do not overflow
         for name, value in launch.arguments.items()
     }
-    return int(eval(formula, {"prod": prod}, arguments))
+    return int(eval(formula, {"prod": prod, "minimum": np.minimum}, arguments))

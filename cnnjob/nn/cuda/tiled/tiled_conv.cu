@@ -334,9 +334,6 @@ __device__ void weight_sums(const Half *x, const Half *dz, const Source *sources
   float sums[4][8][4] = {};
   multiply_tiles<DOWN, ACROSS, true>(sums, memory, (end - begin + DEPTH - 1) / DEPTH, load);
   int lane = t % 32, warp = t / 32;
-  struct alignas(8) Two {
-    float values[2];
-  };
 #pragma unroll
   for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -346,7 +343,7 @@ __device__ void weight_sums(const Half *x, const Half *dz, const Source *sources
       for (int j = 0; j < 8; j++) {
         int f = f0 + warp % ACROSS * 64 + j * 8 + lane % 4 * 2;
         if (r < s.K * s.K * s.C && f < s.F)
-          *(Two *)(sums_out + ((wide)blockIdx.y * s.K * s.K * s.C + r) * s.F + f) = {sums[i][j][e], sums[i][j][e + 1]};
+          *(Pair *)(sums_out + ((wide)blockIdx.y * s.K * s.K * s.C + r) * s.F + f) = {sums[i][j][e], sums[i][j][e + 1]};
       }
     }
 }
