@@ -303,16 +303,16 @@ TILED = {
     "normalised": TiledWork(Work([smooth(8), smooth(16, scale=False), smooth(8)], (8, 7, 3))),
     "pooled": TiledWork(
         Work(
-            [smooth(8, pool=2, order=ORDER), smooth(24, pool=2, order=ORDER), nn.Conv(filters=8, pool=2)], (21, 19, 3)
+            [smooth(8, pool=2, order=ORDER), smooth(24, pool=2, order=ORDER), nn.Conv(filters=8, pool=2)], (13, 11, 3)
         ),
         is_smooth=False,
     ),
     "pooled later": TiledWork(Work([smooth(8, pool=2), smooth(16)], (6, 6, 3)), is_smooth=False),
-    "wide": TiledWork(Work([smooth(136), smooth(128), smooth(72)], (4, 5, 1))),
+    "wide": TiledWork(Work([smooth(8), smooth(136), smooth(8, kernel=1, pad=0)], (4, 5, 1))),
     "wide, pooled": TiledWork(
-        Work([smooth(136, pool=2, order=ORDER), nn.Conv(filters=128)], (9, 8, 3)), is_smooth=False
+        Work([smooth(136, pool=2, order=ORDER), nn.Conv(filters=128, kernel=1, pad=0)], (9, 8, 3)), is_smooth=False
     ),
-    "many pixels": TiledWork(Work([smooth(8), smooth(16)], (24, 24, 1), count=3)),
+    "many pixels": TiledWork(Work([smooth(8), smooth(16)], (16, 17, 1), count=3)),
     "kernels of 5, 4 and 1": TiledWork(
         Work([smooth(8, kernel=5, pad=2), smooth(16, kernel=4, pad=1), smooth(8, kernel=1, pad=0)], (9, 8, 3))
     ),
@@ -362,7 +362,7 @@ TILED = {
     "residual with dropout": TiledWork(
         Work([smooth(8), nn.Residual((nn.Dropout(0.2), smooth(8)), activation="none"), smooth(8)], (6, 5, 3))
     ),
-    "views": TiledWork(Work([smooth(8), smooth(16)], (8, 8, 3), views="flip_translate")),
+    "views": TiledWork(Work([smooth(8), smooth(16)], (5, 6, 3), views="flip_translate")),
 }
 
 OF_ONE_PIXEL = {

@@ -21,8 +21,8 @@ TOLERANCE = 3e-3
 SMOOTH = [name for name, work in TILED.items() if work.is_smooth]
 
 
-def half(order: str = "forward", **settings: Any) -> CudaBackend:
-    return CudaBackend(EmulatedDevice(order=order, precision="float16"), **settings)
+def half(**settings: Any) -> CudaBackend:
+    return CudaBackend(EmulatedDevice(precision="float16"), **settings)
 
 
 def distance(found: Array, expected: Array) -> float:
@@ -31,8 +31,10 @@ def distance(found: Array, expected: Array) -> float:
 
 @pytest.mark.parametrize("name", TILED)
 def test_steps_are_near_float64_and_the_same_in_every_order_of_threads(name: str) -> None:
-    work = TILED[name].work
-    found = [work.result(half(order), 1) for order in ORDERS]
+    work, devices = TILED[name].work, [EmulatedDevice(order=order, precision="float16") for order in ORDERS]
+    found = [work.result(CudaBackend(device), 1) for device in devices]
+    assert ("im2col_half" in devices[0].launched) == TILED[name].has_others
+    assert any(launched.startswith("conv_") for launched in devices[0].launched)
     for key, array in work.result(nn.NumPyBackend(nn.Workers(1), np.float64), 1).items():
         # Where rounding decides which pixel of a window is the largest, or on which side of a kink a value is, a
         # gradient takes another way.
@@ -41,7 +43,7 @@ def test_steps_are_near_float64_and_the_same_in_every_order_of_threads(name: str
             np.testing.assert_array_equal(found[0][key], other[key], key)
 
 
-@pytest.mark.parametrize("name", ["normalised", "residual", "views"])
+@pytest.mark.parametrize("name", ["normalised", "residual"])
 def test_a_second_step_follows_from_the_first(name: str) -> None:
     found, exact = (
         TILED[name].work.result(backend) for backend in (half(), nn.NumPyBackend(nn.Workers(1), np.float64))
@@ -51,17 +53,9 @@ def test_a_second_step_follows_from_the_first(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pooled", "residual", "projection, strided"])
 def test_a_graph_gives_the_bits_of_its_launches(name: str) -> None:
-    eager, graph = (TILED[name].work.result(half(captures=captures), steps=4) for captures in (False, True))
+    eager, graph = (TILED[name].work.result(half(captures=captures), steps=3) for captures in (False, True))
     for key, array in eager.items():
         np.testing.assert_array_equal(array, graph[key], key)
-
-
-@pytest.mark.parametrize("name", TILED)
-def test_what_is_computed_in_tiles(name: str) -> None:
-    device = EmulatedDevice(precision="float16")
-    TILED[name].work.result(CudaBackend(device), 1)
-    assert ("im2col_half" in device.launched) == TILED[name].has_others
-    assert any(launched.startswith("conv_") for launched in device.launched)
 
 
 def test_a_gpu_without_the_instructions_multiplies_patches() -> None:
@@ -74,13 +68,14 @@ def test_a_gpu_without_the_instructions_multiplies_patches() -> None:
     assert all(distance(found[key], array) < TOLERANCE for key, array in exact.items())
 
 
+@pytest.mark.cuda_emulated
 def test_two_stages_of_a_wide_tile_give_the_bits_of_three() -> None:
     """On a GPU with less shared memory."""
-    found = []
+    work, found = Work([smooth(136), smooth(128)], (4, 5, 1)), []
     for stages in (2, 3):
         device = EmulatedDevice(f"#define WIDE_STAGES {stages}\n{kernels()}", precision="float16")
         device.wide_stages = stages
-        found.append(TILED["wide"].work.result(CudaBackend(device), 1))
+        found.append(work.result(CudaBackend(device), 1))
     for key, array in found[0].items():
         np.testing.assert_array_equal(array, found[1][key], key)
 
@@ -103,7 +98,7 @@ class WinnersDevice(EmulatedDevice):
 def test_gradients_are_those_of_float64_with_the_same_winners() -> None:
     """Pooled convolutions, whose gradients depend on which value of each window is the largest."""
     blocks = [smooth(8, pool=2, order=ORDER), smooth(24, pool=2, order=ORDER), smooth(72, pool=2, order=ORDER)]
-    device, work = WinnersDevice(), Work(blocks, (26, 27, 3), count=6, optimiser=nn.Sgd())
+    device, work = WinnersDevice(), Work(blocks, (18, 19, 3), count=6, optimiser=nn.Sgd())
     found = work.result(CudaBackend(device, captures=False), 1)
     exact = work.result(nn.NumPyBackend(nn.Workers(1), np.float64), 1)
     names = [f"conv{number}/weights" for number in (1, 2, 3)]

@@ -126,6 +126,7 @@ __device__ void multiply_tiles(float (*sums)[8][4], Eight *memory, int steps, Lo
   int warp = threadIdx.x / 32;
 #pragma unroll
   for (int step = 0; step < STAGES - 1; step++) {
+    if (step) __syncthreads();  // `load` may have prepared this step, in shared memory, together with the one before
     if (step < steps) load(memory + step * size, memory + step * size + second, step);
     end_copy_group();
   }
