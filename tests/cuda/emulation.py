@@ -103,7 +103,7 @@ class EmulatedDevice:
         if source is None:
             architecture = os.environ.get(ARCHITECTURE)
             source = library(kernels(), architecture) if architecture else kernels()
-        self._library = compiled(source) if isinstance(source, str) else source
+        self._library, self._is_ptx = (compiled(source), False) if isinstance(source, str) else (source, True)
         self._order = ORDERS[order]
         self.launched: set[str] = set()
         self.captures, self.replays, self.waits = 0, 0, 0
@@ -165,9 +165,11 @@ class EmulatedDevice:
         arguments: Sequence[Any],
         shared_bytes: int = 0,
     ) -> None:
-        self._do(partial(self._launch, name, grid, block, tuple(arguments)))
+        self._do(partial(self._launch, name, grid, block, tuple(arguments), shared_bytes))
 
-    def _launch(self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any]) -> None:
+    def _launch(
+        self, name: str, grid: tuple[int, int], block: tuple[int, int], arguments: Sequence[Any], shared_bytes: int
+    ) -> None:
         self.launched.add(name)
         values = [_value(argument) for argument in arguments]
         sizes = [getattr(self._library, f"size_{name}")(place) for place in range(len(values))]
@@ -175,6 +177,8 @@ class EmulatedDevice:
             raise TypeError(f"{name}: other arguments than it takes")
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         shape = [(ctypes.c_uint * 2)(*sides) for sides in (grid, block)]
+        if self._is_ptx:
+            self._library.give_shared(shared_bytes)
         failure = getattr(self._library, f"emulate_{name}")(*shape, pointers, self._order)
         if failure:
             message = self._library.what_was_wrong().decode() if failure == FAULT else FAILURES[failure]

@@ -133,6 +133,16 @@ KERNEL copies(const float *x, float *y, int way) {
 
 KERNEL __launch_bounds__(64) few_threads(int *x) { x[threadIdx.x] = 1; }
 
+KERNEL both_kinds(float *y, int beyond) {
+  extern __shared__ Four fours[];
+  __shared__ float tile[65];
+  float *floats = (float *)fours;
+  floats[threadIdx.x + beyond] = 100 + threadIdx.x;
+  tile[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  y[threadIdx.x] = floats[63 - threadIdx.x + beyond] + tile[63 - threadIdx.x];
+}
+
 KERNEL quotient(int *x, int divisor) { x[threadIdx.x] /= divisor; }
 
 KERNEL half_a_warp(float *x) { x[threadIdx.x] = __shfl_xor_sync(0xffff, x[threadIdx.x], 1); }
@@ -145,7 +155,8 @@ def faults() -> ctypes.CDLL:
 
 
 def launch(faults: ctypes.CDLL, kernel: str, arguments: list[Any], order: str = "forward", threads: int = 64) -> None:
-    EmulatedDevice(faults, order).launch(kernel, (1, 1), (threads, 1), scalars(arguments))
+    shared_bytes = {"copies": 1024, "both_kinds": 256}.get(kernel, 0)
+    EmulatedDevice(faults, order).launch(kernel, (1, 1), (threads, 1), scalars(arguments), shared_bytes)
 
 
 X, Y = np.arange(260, dtype=np.float32), np.zeros(260, np.float32)
@@ -204,6 +215,7 @@ FAULTY: list[tuple[str, list[Any], str]] = [
     ("neighbours", [Y, 3], "(a write, after a read of|a read, after a write to) shared byte"),
     ("copies", [X, Y, 1], "ld.shared.* shared byte .* awaits an asynchronous copy of thread"),
     ("copies", [X, Y, 2], "a read, after a write to shared byte|nothing has been written|awaits an asynchronous copy"),
+    ("both_kinds", [Y, 1], r"st\.shared\.f32 .*: the address is outside of 528 bytes of shared memory \(it is 528\)"),
     ("quotient", [Y.view(np.int32), 0], r"div\.s32 .*: division by zero"),
     ("half_a_warp", [Y], r"shfl\.sync\.bfly\.b32 .*: the mask is not that of all lanes \(it is 0xffff\)"),
 ]
@@ -237,6 +249,13 @@ def test_a_copy_arrives(faults: ctypes.CDLL) -> None:
     y = np.zeros(256, np.float32)
     launch(faults, "copies", [X, y, 0])
     np.testing.assert_array_equal(y.reshape(64, 4), X[:256].reshape(64, 4)[::-1])
+
+
+def test_dynamic_shared_memory_is_behind_all_other(faults: ctypes.CDLL) -> None:
+    launch(faults, "both_kinds", [Y, 0])
+    np.testing.assert_array_equal(Y[:64], 100 + 2 * np.arange(63, -1, -1))
+    with pytest.raises(RuntimeError, match="both_kinds: 232720 bytes of shared memory, of at most 232448"):
+        EmulatedDevice(faults).launch("both_kinds", (1, 1), (64, 1), scalars([Y, 0]), 232448)
 
 
 def test_a_block_has_no_more_threads_than_a_kernel_is_compiled_for(faults: ctypes.CDLL) -> None:

@@ -53,12 +53,13 @@ struct Fragment {
 };
 
 alignas(1024) char memory[MOST_SHARED];
-Cell cells[MOST_SHARED];
+Cell words[MOST_SHARED / 4], bytes[MOST_SHARED];  // those of a word's bytes once a narrower access has split it
+u32 split[MOST_SHARED / 4];                        // the first epoch of the block that split the word
 State states[MOST_THREADS];
 Fragment fragments[2][MOST_THREADS];
-u64 words[2][MOST_THREADS];
+u64 given[2][MOST_THREADS];
 
-u32 limit, first_epoch, last_epoch, told;  // told: when a thread of the block last told other blocks, by an atomic
+u32 limit, dynamic_bytes, first_epoch, last_epoch, told;  // told: when a thread of the block last told other blocks, by an atomic
 u32 teller;
 Index current;
 bool launched;
@@ -85,30 +86,50 @@ void race(const char *instruction, const char *what, u32 address, u32 other) {
   fault(instruction, "%s shared byte %u by %s without a barrier in between", what, address, by);
 }
 
+// Calls judge(cell, address) for the cells of some bytes.
+template <class Judge>
+void each_cell(u32 address, u32 size, Judge judge) {
+  for (u32 at = address; at < address + size;) {
+    u32 word = at / 4;
+    if (size >= 4 && split[word] != first_epoch) {
+      judge(words[word], at);
+      at += 4;
+      continue;
+    }
+    if (split[word] != first_epoch) {
+      split[word] = first_epoch;
+      std::fill_n(bytes + 4 * word, 4, words[word]);
+    }
+    judge(bytes[at], at);
+    at++;
+  }
+}
+
 void touch(u32 address, u32 size, bool write, const char *instruction) {
   u32 thread = self();
+  u16 warp = thread / shim::WARP;
   State &state = states[thread];
-  for (u32 at = address; at < address + size; at++) {
-    Write &written = cells[at].write;
-    Read &read = cells[at].read;
+  each_cell(address, size, [&](Cell &cell, u32 at) {
+    Write &written = cell.write;
+    Read &read = cell.read;
     if (written.epoch >= first_epoch && written.arriving)
       fault(instruction, "shared byte %u awaits an asynchronous copy of thread %u", at, written.thread);
     if (!write && written.epoch < first_epoch) fault(instruction, "nothing has been written to shared byte %u", at);
     if (written.epoch == state.epoch && written.thread != thread &&
-        (written.thread / shim::WARP != thread / shim::WARP || written.synced == state.synced))
+        (written.thread / shim::WARP != warp || written.synced == state.synced))
       race(instruction, write ? "a write, after a write to" : "a read, after a write to", at, written.thread);
+    bool is_new = read.epoch != state.epoch || (read.warp == warp && read.synced != state.synced);
     if (write) {
-      bool ordered = read.epoch != state.epoch || (read.warp == thread / shim::WARP &&
-                                                   (read.synced != state.synced || read.thread == thread));
-      if (!ordered) race(instruction, "a write, after a read of", at, read.thread);
+      if (!is_new && (read.warp != warp || read.thread != thread))
+        race(instruction, "a write, after a read of", at, read.thread);
       written = {state.epoch, state.synced, (u16)thread, 0};
-    } else if (read.epoch != state.epoch || (read.warp == thread / shim::WARP && read.synced != state.synced)) {
-      read = {state.epoch, state.synced, (u16)thread, (u16)(thread / shim::WARP)};
+    } else if (is_new) {
+      read = {state.epoch, state.synced, (u16)thread, warp};
     } else {
-      if (read.warp != thread / shim::WARP) read.warp = SEVERAL_WARPS;
+      if (read.warp != warp) read.warp = SEVERAL_WARPS;
       if (read.thread != thread) read.thread = SEVERAL_LANES;
     }
-  }
+  });
 }
 
 // What each lane of the warp gives, when all have given it.
@@ -158,13 +179,22 @@ extern "C" size_t take_accesses(const Access **first) {
   return taken.size();
 }
 
+// How much dynamic shared memory the next launches have.
+extern "C" void give_shared(u32 size) {
+  dynamic_bytes = size;
+}
+
 int run(void (*function)(void **), const char *name, u32 shared_bytes, bool dynamic, u32 most_threads, const unsigned *grid,
         const unsigned *block, void **values, int order) {
-  limit = dynamic ? MOST_SHARED : shared_bytes;
+  limit = shared_bytes + (dynamic ? dynamic_bytes : 0);
   launched = true;
   skipped = planted == name ? planted_number : 0;
   if (block[0] * block[1] > most_threads) {
     snprintf(shim::fault, sizeof shim::fault, "%u threads, where it is compiled for %u", block[0] * block[1], most_threads);
+    return shim::FAULT;
+  }
+  if (limit > MOST_SHARED) {
+    snprintf(shim::fault, sizeof shim::fault, "%u bytes of shared memory, of at most %u", limit, MOST_SHARED);
     return shim::FAULT;
   }
   return shim::launch(function, grid, block, values, order);
@@ -241,7 +271,7 @@ void warp_barrier(int number) {
 
 // 9.7.9.6: c has the last lane that may be read from (or the first, upwards), and the bits that are the same in a segment.
 u32 shuffle(char kind, bool *inside, u32 value, u32 b, u32 c, int number) {
-  const u64 *all = collected<u64>(words, value, number);
+  const u64 *all = collected<u64>(given, value, number);
   int lane = self() % shim::WARP, segment = c >> 8 & 31, shift = b & 31, from;
   int first = lane & segment, last = first | (c & 31 & ~segment);
   switch (kind) {
@@ -254,7 +284,7 @@ u32 shuffle(char kind, bool *inside, u32 value, u32 b, u32 c, int number) {
 }
 
 u32 vote(bool value, int number) {
-  const u64 *all = collected<u64>(words, value, number);
+  const u64 *all = collected<u64>(given, value, number);
   u32 ballot = 0;
   for (u32 lane = 0; lane < shim::WARP; lane++) ballot |= (u32)all[lane] << lane;
   return ballot;
@@ -265,7 +295,7 @@ template <int COUNT, bool TURNED>
 void load_matrices(u32 *m, u32 address, const char *instruction, int number) {
   u32 lane = self() % shim::WARP;
   u64 own = lane < 8 * COUNT ? (u64)shared_at(address, 16, false, instruction) : 0;
-  const u64 *rows = collected<u64>(words, own, number);
+  const u64 *rows = collected<u64>(given, own, number);
   for (u32 i = 0; i < COUNT; i++)
     for (u32 e = 0, both = 0; e < 2; e++) {
       u32 row = lane / 4, column = lane % 4 * 2 + e;
@@ -318,7 +348,7 @@ void copy_async(u32 shared, u64 global, u32 size, u32 from_source, const char *i
   if (from_source > size) fault(instruction, "%u bytes of %u", from_source, size);
   shared_at(shared, size, true, instruction);
   global_at(global, size, instruction);
-  for (u32 at = shared; at < shared + size; at++) cells[at].write.arriving = 1;
+  each_cell(shared, size, [](Cell &cell, u32) { cell.write.arriving = 1; });
   memset(memory + shared, 0xff, size);  // no numbers
   State &state = states[self()];
   state.copies.push_back({shared, size, from_source, state.group, global});
@@ -338,8 +368,8 @@ void await_copies(u32 left) {
     }
     memset(memory + copy.shared, 0, copy.size);
     memcpy(memory + copy.shared, (const char *)copy.global, copy.from_source);
-    for (u32 at = copy.shared; at < copy.shared + copy.size; at++)
-      cells[at].write = {state.epoch, state.synced, (u16)self(), 0};
+    Write arrived = {state.epoch, state.synced, (u16)self(), 0};
+    each_cell(copy.shared, copy.size, [&](Cell &cell, u32) { cell.write = arrived; });
   }
   state.copies.resize(kept);
 }

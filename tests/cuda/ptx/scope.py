@@ -25,8 +25,8 @@ class Kernel:
 
     def __init__(self, module: Module) -> None:
         self.module = module
-        self.shared: dict[str, int] = {}
-        self.shared_bytes, self.is_dynamic = 0, False
+        self.shared: dict[str, str] = {}
+        self.shared_bytes, self.dynamic_align = 0, 0
         self.tables: dict[str, str] = {}
         self.called: list[str] = []
         self.barriers, self.warp_instructions = count(1), count(-1, -1)
@@ -43,17 +43,19 @@ class Kernel:
         if name in self.module.variables:
             self.declare(self.module.variables[name])
         if name in self.shared:
-            return f"{self.shared[name]}u"
+            return self.shared[name]
         if name in self.tables:
             return f"(u64){variable(name)}"
         raise PtxError(f"{text}: {name} is not declared, or a special register that is not known")
 
     def declare(self, one: Variable) -> None:
         """Gives a variable its place when it is first used."""
-        if one.space == "shared" and one.name not in self.shared:
-            self.shared[one.name] = place = -(-self.shared_bytes // one.align) * one.align
-            self.shared_bytes = place + one.size
-            self.is_dynamic |= not one.size
+        if one.space == "shared" and not one.size:
+            self.shared[one.name] = "dynamic_shared"  # behind all others, which may still be to come
+            self.dynamic_align = max(self.dynamic_align, one.align)
+        elif one.space == "shared" and one.name not in self.shared:
+            place = -(-self.shared_bytes // one.align) * one.align
+            self.shared[one.name], self.shared_bytes = f"{place}u", place + one.size
         elif one.space in {"global", "const"}:
             if not one.content:
                 raise PtxError(f"{one.name}: a variable that kernels write and all share")

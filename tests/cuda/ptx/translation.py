@@ -30,8 +30,12 @@ def _kernel(module: Module, entry: Function) -> str:
     if kernel.shared_bytes > STATIC_SHARED_BYTES:
         raise PtxError(f"{name}: {kernel.shared_bytes} bytes of shared memory, of at most {STATIC_SHARED_BYTES}")
     declared = [f"{_head(module.functions[called])};" for called in kernel.called]
-    parts = "\n".join([*kernel.tables.values(), *declared, *bodies])
-    facts = f'"{name}", {kernel.shared_bytes}, {int(kernel.is_dynamic)}, {entry.most_threads}'
+    if kernel.dynamic_align:
+        kernel.shared_bytes = -(-kernel.shared_bytes // kernel.dynamic_align) * kernel.dynamic_align
+    parts = "\n".join(
+        [f"enum : u32 {{ dynamic_shared = {kernel.shared_bytes} }};", *kernel.tables.values(), *declared, *bodies]
+    )
+    facts = f'"{name}", {kernel.shared_bytes}, {int(kernel.dynamic_align > 0)}, {entry.most_threads}'
     sizes = ", ".join(str(parameter.size) for parameter in entry.parameters)
     return (
         f"namespace of_{name} {{\n{parts}\n}}\n"
