@@ -66,8 +66,7 @@ class TiledPlan:
         """Gradients to which those of other readers are still to be added, by the identity of a tensor's values."""
         self._unplanned = Counter(source_of(stage.conv.x) for stage in self._stages.stages)
         """Number of stages that read a tensor and whose backward task is not planned yet, likewise."""
-        N = next((len(stage.conv.x.value) for stage in self._stages.stages), 1)
-        self._loss_scale = float(1 << (LOSS_SCALE * N - 1).bit_length())
+        self._loss_scale = loss_scale(next((len(stage.conv.x.value) for stage in self._stages.stages), 1))
 
     def tasks(self, parts: Sequence[DeferredPart]) -> dict[DeferredPart, ForwardBackward]:
         """Plan the tasks of the parts of all stages; all other parts must be planned alone."""
@@ -282,3 +281,8 @@ class TiledPlan:
             later.append(each(device, "to_floats", N, H * W * C // CHUNK, dx, factor, *target, W, C, C))
         arrays = dz, stage.back, self._arena.constant(table), dx, NULL
         return in_order([convolve(device, "conv_back", ROWS, K, arrays, finish), *later])
+
+
+def loss_scale(batch_size: int) -> float:
+    """Return the power of two by which the gradients of a batch are multiplied in halves."""
+    return float(1 << (LOSS_SCALE * batch_size - 1).bit_length())
