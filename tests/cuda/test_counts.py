@@ -32,6 +32,7 @@ LIMITS = {
     "mnist-baseline": (8, 6, 0.029),
     "mnist-cnn": (64, 34, 0.48),
     "mnist-course": (17, 6, 0.13),
+    "mnist-deep": (105, 62, 0.98),
 }
 """At most so many launches in a training and in an evaluation step, and GB that a training step moves."""
 
