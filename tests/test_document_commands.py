@@ -81,6 +81,7 @@ HERE = {
     "cnnjob train cifar10-small": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mnist-cnn": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mnist-cnn --set seed=1": f"{SMALL} --set train.lookahead.every=2",
+    "cnnjob train mnist-cnn --set train.epochs=1": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob train mnist-deep --set data.validation_fraction=0.1667": f"{SMALL} --set train.lookahead.every=2",
     "cnnjob verify-resume JOB": "--steps 80 --kills 1",
     "cnnjob verify-resume digits --kills 3 --seed 1": "--steps 80 --kills 1",
