@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from cnnjob.nn.cuda.device import KERNELS_FOLDER, kernel_source
+from cnnjob.nn.cuda.device import FIRST_SOURCE, KERNELS_FOLDER
 
 _COMMENT = re.compile("//.*")
 
@@ -30,10 +30,22 @@ class Fault(NamedTuple):
         return planted
 
 
-BARRIERS = kernel_source().count("__syncthreads();")
+TILED_BARRIERS = "test_tiled_kernels and (reversed or sums_of_shares)"
+BARRIERS = [
+    Fault(
+        "__syncthreads();",
+        "",
+        place,
+        str(file.relative_to(KERNELS_FOLDER)),
+        TILED_BARRIERS if tiled else "",
+    )
+    for file in sorted(KERNELS_FOLDER.rglob("*.cu"), key=lambda file: (file.name != FIRST_SOURCE, file.name))
+    for tiled in [file.parent != KERNELS_FOLDER]
+    for place in range(file.read_text().count("__syncthreads();"))
+]
 
 FAULTS = [
-    *(Fault("__syncthreads();", "", place) for place in range(BARRIERS)),
+    *BARRIERS,
     # the last block of a grid
     Fault("atomicInc(ticket, blocks - 1) == blocks - 1", "atomicInc(ticket, blocks) == blocks - 1"),
     Fault("atomicInc(ticket, blocks - 1) == blocks - 1", "atomicInc(ticket, blocks - 1) == 0"),

@@ -1,6 +1,7 @@
 """Faults of what surrounds convolutions: activations, the batch, pooling, normalisation, the update."""
 
 from tests.cuda.faults import FAULTS, Fault
+from tests.cuda.tiled_faults import TILED_FAULTS
 
 ACTIVATIONS = [
     Fault("u * normal_cdf(u);", "normal_cdf(u);"),
@@ -206,3 +207,4 @@ ALL_FAULTS = FAULTS + [
     )
     for fault in faults
 ]
+ALL_FAULTS += TILED_FAULTS

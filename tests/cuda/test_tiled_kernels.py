@@ -7,8 +7,8 @@ import pytest
 
 from cnnjob.nn.cuda.activations import ACTIVATIONS
 from cnnjob.nn.cuda.device_api import LANES, WARP, scalars
-from cnnjob.nn.cuda.tiled.launches import DEPTH, NULL, ROWS, Finish, convolve, source_table
-from cnnjob.nn.cuda.tiled.plan import GRADIENT_BLOCK
+from cnnjob.nn.cuda.tiled.launches import DEPTH, NULL, ROWS, Finish, convolve, source_table, stage_bytes
+from cnnjob.nn.cuda.tiled.plan import GRADIENT_BLOCK, TABLE_BYTES, WEIGHT_ROWS
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
 from tests.cuda.shop import GUARD, Array, guarded
 
@@ -169,9 +169,11 @@ def test_the_gradient_of_weights(device: EmulatedDevice, C: int, F: int, shape: 
     table = source_table((*shape, C), 3, np.arange(shape[0])[:, None] - 1, np.arange(shape[1])[None] - 1)
     outputs, tile = images * shape[0] * shape[1], 128 if F >= 128 else 64
     sums, behind = guarded((-(-outputs // share), 9 * C, F), np.float32)
-    grid = (-(-9 * C // (2 * tile)) * -(-F // tile), len(sums))
+    grid = (-(-9 * C // WEIGHT_ROWS[tile]) * -(-F // tile), len(sums))
     sizes = shape[0] * shape[1] * C, shape[1], C, 3, shape[0] * shape[1], F, images, share
-    device.launch(f"weight_sums_{tile}", grid, (2 * tile if F >= 128 else 64, 1), scalars([x, dz, table, sums, *sizes]))
+    threads, shared_bytes = tile**2 // 64, stage_bytes(device, WEIGHT_ROWS[tile], tile) + TABLE_BYTES
+    arguments = scalars([x, dz, table, sums, *sizes])
+    device.launch(f"weight_sums_{tile}", grid, (threads, 1), arguments, shared_bytes)
     seen, slopes = patches(x, 3).transpose(0, 1, 2, 4, 5, 3).reshape(-1, 9 * C), dz.reshape(-1, F).astype(np.float64)
     for part, found in enumerate(sums):
         own = slice(part * share, (part + 1) * share)
