@@ -31,7 +31,7 @@ FAULT = 3
 PLANTED = "CNNJOB_TEST_KERNELS"
 ARCHITECTURE = "CNNJOB_TEST_ARCHITECTURE"
 """What NVRTC compiles the kernels for; without it g++ compiles them."""
-MUON = {f"muon_{name}" for name in ("momentum", "normalise", "squares", "step")}
+MUON = {f"muon_{name}" for name in ("momentum", "normalise", "product", "squares", "step")}
 """Kernels whose grid has a block for each piece, as have the updates'."""
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed; apt install g++")
