@@ -5,7 +5,8 @@ import pytest
 from tests.cuda import nvrtc
 from tests.cuda.emulation import ARCHITECTURE
 
-TWICE = {f"tests.cuda.test_{name}" for name in ("kernels", "steps", "batches", "stages", "halves", "muon", "tiled")}
+NAMES = "kernels", "steps", "batches", "stages", "halves", "muon", "tiled", "tiled_kernels"
+TWICE = {f"tests.cuda.test_{name}" for name in NAMES}
 ALL_KERNELS = {"test_every_kernel_is_run"}
 """What is also run for the oldest architecture that has all instructions: PTX for it hardly differs."""
 NEWEST, OLDEST = "compute_90", "compute_80"
