@@ -14,7 +14,7 @@ from tests.cuda.more_faults import ALL_FAULTS
 pytestmark = [needs_compiler, pytest.mark.cuda_emulated]
 
 EVERY = int(os.environ.get("CNNJOB_FAULTS_EVERY", "4"))
-"""Of so many faults one is planted; 1 is all, which takes twenty minutes on two cores."""
+"""Of so many faults one is planted; 1 is all, which takes half an hour on two cores."""
 CHOSEN = [fault for number, fault in enumerate(ALL_FAULTS) if number % EVERY == 0 or fault in HARMLESS]
 ROOT = Path(__file__).parent.parent.parent
 WITHOUT = -1
