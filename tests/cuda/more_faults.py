@@ -91,11 +91,12 @@ STAGES = [
 ]
 
 NORM = [
-    *(Fault("lane = 1; lane < LANES", "lane = 2; lane < LANES", place) for place in range(4)),
+    *(Fault("lane = 1; lane < LANES", "lane = 2; lane < LANES", place) for place in (0, 1)),
+    *(Fault("lane = 1; lane < blockDim.y", "lane = 2; lane < blockDim.y", place) for place in (0, 1)),
     *(Fault("threadIdx.y == 0 && c < C", "threadIdx.y == 0", place) for place in range(4)),
     *(Fault("first + part < rows ? first + part : rows", "first + part", place) for place in (0, 1)),
     *(Fault("r < last; r += LANES", "r < last - 1; r += LANES", place) for place in (0, 1)),
-    *(Fault("p < parts; p += LANES", "p < parts - 1; p += LANES", place) for place in (0, 1)),
+    *(Fault("p < parts; p += blockDim.y", "p < parts - 1; p += blockDim.y", place) for place in (0, 1)),
     Fault("if (b.count == 0) return a;", ""),
     Fault("a.mean + apart * share", "a.mean + apart"),
     Fault(" + apart * apart * a.count * share", ""),
