@@ -108,6 +108,7 @@ PARSED = {
     r"slurm/root .*": "root, debootstrap and a quarter of an hour",
     r"python -m tests\.cuda\.counts.*": "NVRTC for some; tests/cuda/test_counts.py runs it for one job",
     r"python -m tests\.nn\.recipe .*": "torch, real data and a quarter of an hour",
+    r"python -m tests\.nn\.halves .*": "real data and hours",
     r'python -c "import typer, rich"': "nothing: it is what another command is measured against",
     r"chromium .*": "a browser; tests/reporting/test_page_in_browser.py opens the page in it",
 }

@@ -9,7 +9,7 @@ from cnnjob import nn
 from cnnjob.nn.cuda.backend import CudaBackend
 from cnnjob.nn.cuda.device_api import ShapeOnlyDevice, scalars
 from tests.cuda.emulation import ORDERS, EmulatedDevice, needs_compiler
-from tests.cuda.shop import GUARD, WORKS, Array, Work, guarded, reference
+from tests.cuda.shop import GUARD, WORKS, Array, Work, guarded, reference, smooth
 
 pytestmark = needs_compiler
 
@@ -97,8 +97,9 @@ def test_an_activation_that_is_too_large_reaches_the_loss() -> None:
     assert np.isfinite(work.result(CudaBackend(EmulatedDevice()), 1)["losses"]).all()
 
 
-def test_a_plan_is_counted_exactly() -> None:
-    network = nn.Network.build([nn.Conv(filters=4, pool=2), nn.Dense(activation="none", units=3)], (8, 8, 2))
+@pytest.mark.parametrize("block", [nn.Conv(filters=4, pool=2), smooth(8, pool=2)], ids=["patches", "tiles"])
+def test_a_plan_is_counted_exactly(block: nn.Conv) -> None:
+    network = nn.Network.build([block, nn.Dense(activation="none", units=3)], (8, 8, 2))
     taken: list[tuple[int, ...]] = []
 
     class Counting(EmulatedDevice):

@@ -9,7 +9,6 @@ import pytest
 
 from cnnjob import nn
 from cnnjob.nn.cuda.backend import CudaBackend
-from cnnjob.nn.cuda.device_api import ShapeOnlyDevice
 from cnnjob.nn.cuda.tiled.launches import source_table
 from tests.cuda.emulation import ORDERS, EmulatedDevice, kernels, needs_compiler
 from tests.cuda.shop import ORDER, TILED, Array, Work, smooth
@@ -187,21 +186,3 @@ def test_what_is_too_large_reaches_the_loss_of_its_step(where: str) -> None:
     losses = work.result(half(), 1)["losses"]
     assert np.isnan(losses).all()
     assert np.isfinite(work.result(CudaBackend(EmulatedDevice()), 1)["losses"]).all()
-
-
-def test_a_plan_is_counted_exactly() -> None:
-    network = nn.Network.build([smooth(8, pool=2), nn.Dense(activation="none", units=3)], (8, 8, 2))
-    taken: list[tuple[int, ...]] = []
-
-    class Counting(EmulatedDevice):
-        def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-            taken.append(shape)
-            return super().zeros(shape, dtype)
-
-    backend, shape_only = CudaBackend(Counting(precision="float16")), CudaBackend(ShapeOnlyDevice("float16"))
-    state = nn.State(network, nn.Sgd(), backend)
-    inputs = nn.build_step_inputs(backend, np.zeros((6, 8, 8, 2), np.uint8), np.zeros(6, np.int64), 1, 6, 0)
-    taken.clear()
-    nn.TrainingPlan(backend, network, state, nn.Sgd(), inputs, nn.PixelNormalisation.unit(2), 6)
-    without = nn.State(network, nn.Sgd(), shape_only, shape_only=True)
-    assert taken == [(nn.TrainingPlan.count_bytes(shape_only, network, without, nn.Sgd(), 6),)]

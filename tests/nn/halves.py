@@ -30,8 +30,6 @@ from cnnjob.training.build import build_network, build_optimiser, build_pixels, 
 
 Array = np.ndarray[Any, Any]
 SMALLEST_NORMAL, TOO_LARGE = 2.0**-14, 65520
-ROWS = 1 << 16
-"""Values that are rounded at a time, which stay in the cache."""
 
 
 class HalvesBackend(nn.NumPyBackend):

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from cnnjob.nn.arena import Array
 from cnnjob.nn.blocks import Activation
+from cnnjob.nn.cuda.device_api import in_order
 from cnnjob.nn.operations import Operation
 from cnnjob.nn.pixels import PixelNormalisation
 from cnnjob.nn.tensors import ForwardBackward, StepInputs, Task, Tensor
+
+NO_TASKS = ForwardBackward(in_order([]), in_order([]))
+"""Tasks of a part that is computed together with another part."""
 
 
 @dataclass(frozen=True, eq=False)

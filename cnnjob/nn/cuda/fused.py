@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnjob.nn.arena import Arena
 from cnnjob.nn.blocks import Activation, Conv, Dense
-from cnnjob.nn.cuda.deferred import DeferredBatch, DeferredLoss, DeferredOperation, DeferredPart
+from cnnjob.nn.cuda.deferred import NO_TASKS, DeferredBatch, DeferredLoss, DeferredOperation, DeferredPart
 from cnnjob.nn.cuda.device_api import WARP, Device, bordered, gemm, in_order, scalars
 from cnnjob.nn.tensors import ForwardBackward, Task
 
@@ -30,9 +30,6 @@ MAX_VALUES, MAX_CLASSES, HEAD_THREADS = 1024, 32, 128
 """Maximum numbers of inputs and classes of a classifier fused with its loss, and threads per block of that kernel."""
 BATCH_SUMS = (WARP, 8)
 """Threads per block of the ``batch_sums`` kernel."""
-
-NO_TASKS = ForwardBackward(in_order([]), in_order([]))
-"""Tasks of a part that is computed together with another part."""
 
 
 def fuse(device: Device, arena: Arena, parts: Sequence[DeferredPart]) -> dict[DeferredPart, ForwardBackward]:

@@ -22,7 +22,7 @@ STATISTICS_BLOCK = (8, 128)
 
 
 class Finish(NamedTuple):
-    """What a kernel does to the values it has computed, in the order of its arguments; see ``tiled_conv.cu``."""
+    """The operations that a kernel applies to its results, in the order of its arguments; see ``tiled_conv.cu``."""
 
     first: Any = NULL
     second: Any = NULL

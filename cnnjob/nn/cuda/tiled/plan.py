@@ -18,7 +18,7 @@ import numpy as np
 
 from cnnjob.nn.arena import Arena, Array
 from cnnjob.nn.cuda.activations import ACTIVATIONS
-from cnnjob.nn.cuda.deferred import DeferredAccumulation, DeferredPart
+from cnnjob.nn.cuda.deferred import NO_TASKS, DeferredAccumulation, DeferredPart
 from cnnjob.nn.cuda.device_api import LANES, MAX_BLOCKS, THREADS, WARP, Device, bordered, each, in_order, scalars
 from cnnjob.nn.cuda.tiled.launches import (
     DEPTH,
@@ -50,8 +50,6 @@ LOSS_SCALE = 1024
 """Factor for gradients, multiplied by the number of images in the batch and rounded up to a power of two."""
 GRADIENT_ROWS, GRADIENT_BLOCK = 512, (8, 32)
 """Pixels that each thread block adds up where a gradient enters a stage from outside, and its threads."""
-
-NO_TASKS = ForwardBackward(in_order([]), in_order([]))
 
 
 class TiledPlan:
